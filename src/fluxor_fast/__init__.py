@@ -1,0 +1,27 @@
+"""fluxor-fast: a pre-fork HTTP server and small framework that does not fall over.
+
+The public names; what is not here or in ``fluxor_fast.errors`` may change.
+"""
+
+from fluxor_fast.app import App, Middleware
+from fluxor_fast.errors import FluxorError, HTTPError
+from fluxor_fast.http.request import Head, Headers, Request
+from fluxor_fast.http.response import Response
+from fluxor_fast.routing import Kind, Priority, Route
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "FluxorError",
+    "HTTPError",
+    "Head",
+    "Headers",
+    "Kind",
+    "Middleware",
+    "Priority",
+    "Request",
+    "Response",
+    "Route",
+    "__version__",
+]

@@ -1,0 +1,213 @@
+"""The application: routes, middleware, hooks.
+
+Everything is registered before the server starts; ``App.router`` composes each route's handler
+with its middleware once, so that a request pays for nothing that its route does not use.
+
+*Middleware* is a function that wraps one route's handler::
+
+    def timed(call_next, route):          # called once per route, at start
+        if route.kind is not Kind.ASYNC:
+            return call_next              # untouched: costs nothing
+        async def wrapper(request):
+            started = monotonic()
+            response = await call_next(request)
+            response.headers["Server-Timing"] = f"app;dur={(monotonic() - started) * 1e3:.1f}"
+            return response
+        return wrapper
+
+``call_next(request)`` gives a ``Response`` (an awaitable of one on async routes); an exception
+of the handler passes through. The first one added is the outermost.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from fluxor_fast.errors import RouteError
+from fluxor_fast.http.request import Request
+from fluxor_fast.http.response import to_response
+from fluxor_fast.routing import Call, Kind, Priority, Route, Router, parameters_of
+
+__all__ = ["App", "Middleware"]
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+Middleware = Callable[[Call, Route], Call]
+Hook = Callable[[], Awaitable[None] | None]
+
+
+class App:
+    """An application.
+
+    ``state`` is free for the application's own things; ``settings`` and ``metrics`` are set by
+    the worker before the startup hooks run.
+    """
+
+    settings: Any = None
+    """The effective ``Settings``."""
+    metrics: Any = None
+    """The instance's figures (``observability.metrics.InstanceMetrics``)."""
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace()
+        self._routes: list[Route] = []
+        self._middleware: list[Middleware] = []
+        self._route_middleware: dict[Route, Sequence[Middleware]] = {}
+        self._startup: list[Hook] = []
+        self._shutdown: list[Hook] = []
+
+    # registration
+
+    def route(
+        self,
+        path: str,
+        *,
+        methods: Sequence[str] = ("GET",),
+        priority: str = "normal",
+        blocking: bool = False,
+        middleware: Sequence[Middleware] = (),
+        max_body: int | None = None,
+    ) -> Callable[[Handler], Handler]:
+        """Register a handler, called as ``handler(request, **path_parameters)``.
+
+        :param path: ``/users/{id:int}``; see ``routing``.
+        :param priority: ``exempt``, ``critical`` or ``normal``.
+        :param blocking: run the (plain) function in a thread.
+        :param middleware: for this route only, inside the application's own.
+        :param max_body: largest body in bytes, instead of the server's ``max_body``.
+        :raises RouteError: for a bad path or priority, a handler whose signature does not take
+            the path's parameters, or a path and method that are registered already.
+        """
+
+        def register(handler: Handler) -> Handler:
+            try:
+                rank = Priority[priority.upper()]
+            except KeyError:
+                raise RouteError(
+                    f"{path}: priority is exempt, critical or normal, not {priority!r}"
+                ) from None
+            kind = _kind(path, handler, blocking)
+            parameters = parameters_of(path)
+            _check_signature(path, handler, parameters)
+            for method in methods:
+                route = Route(
+                    method.upper(), path, handler, kind=kind, priority=rank, max_body=max_body
+                )
+                self._routes.append(route)
+                self._route_middleware[route] = tuple(middleware)
+            Router(self._routes)  # a clash shows where it is made
+            return handler
+
+        return register
+
+    def get(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for GET (and so HEAD); options as for ``route``."""
+        return self.route(path, methods=("GET",), **options)
+
+    def post(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for POST; options as for ``route``."""
+        return self.route(path, methods=("POST",), **options)
+
+    def put(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for PUT; options as for ``route``."""
+        return self.route(path, methods=("PUT",), **options)
+
+    def patch(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for PATCH; options as for ``route``."""
+        return self.route(path, methods=("PATCH",), **options)
+
+    def delete(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for DELETE; options as for ``route``."""
+        return self.route(path, methods=("DELETE",), **options)
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Wrap every route; the first one added is the outermost."""
+        self._middleware.append(middleware)
+
+    def on_startup(self, hook: Hook) -> Hook:
+        """Run ``hook`` in each worker before it takes requests; an error ends the worker."""
+        self._startup.append(hook)
+        return hook
+
+    def on_shutdown(self, hook: Hook) -> Hook:
+        """Run ``hook`` in each worker after its last answer."""
+        self._shutdown.append(hook)
+        return hook
+
+    # what the worker calls
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The registered routes."""
+        return tuple(self._routes)
+
+    def router(self) -> Router:
+        """Compose every route with its middleware and return the router over them."""
+        for route in self._routes:
+            route.call = self._compose(route)
+        return Router(self._routes)
+
+    async def start(self) -> None:
+        """Run the startup hooks in order."""
+        await _run(self._startup)
+
+    async def stop(self) -> None:
+        """Run the shutdown hooks, the last one registered first."""
+        await _run(self._shutdown[::-1])
+
+    def _compose(self, route: Route) -> Call:
+        call = _bind(route)
+        chain = [*self._middleware, *self._route_middleware[route]]
+        if not chain:
+            return call
+        wrapped = current = _normalised(call, route.kind)
+        for middleware in reversed(chain):
+            current = middleware(current, route)
+        # middleware that all declined the route leaves it as short as it was
+        return call if current is wrapped else current
+
+
+def _kind(path: str, handler: Callable[..., Any], blocking: bool) -> Kind:
+    if inspect.iscoroutinefunction(handler):
+        if blocking:
+            raise RouteError(f"{path}: a coroutine function cannot be blocking")
+        return Kind.ASYNC
+    return Kind.BLOCKING if blocking else Kind.SYNC
+
+
+def _check_signature(path: str, handler: Callable[..., Any], parameters: dict[str, str]) -> None:
+    try:
+        inspect.signature(handler).bind(None, **dict.fromkeys(parameters))
+    except TypeError as error:
+        raise RouteError(
+            f"{path}: the handler {getattr(handler, '__name__', handler)!r} must take the request"
+            f" and {', '.join(parameters) or 'nothing else'}: {error}"
+        ) from None
+
+
+def _bind(route: Route) -> Call:
+    """Return ``route.handler`` as a function of the request alone."""
+    handler = route.handler
+    if not parameters_of(route.path):
+        return handler
+    return lambda request: handler(request, **request.head.params)
+
+
+def _normalised(call: Call, kind: Kind) -> Call:
+    """Return ``call`` with its value made a ``Response``, for middleware to work on."""
+    if kind is Kind.ASYNC:
+
+        async def respond_async(request: Request) -> Any:
+            return to_response(await call(request))
+
+        return respond_async
+    return lambda request: to_response(call(request))
+
+
+async def _run(hooks: Sequence[Hook]) -> None:
+    for hook in hooks:
+        result = hook()
+        if inspect.isawaitable(result):
+            await result

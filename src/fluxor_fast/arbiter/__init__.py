@@ -1,0 +1,1 @@
+"""The master process and the memory it shares with its workers."""

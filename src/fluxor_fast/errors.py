@@ -1,0 +1,117 @@
+"""Every exception that fluxor-fast raises on purpose.
+
+::
+
+    FluxorError
+    ├── ConfigError        settings that cannot be used           exit code 2
+    ├── BootError          a worker could not start               exit code 3
+    │   └── AppImportError the application could not be imported  exit code 4
+    ├── RouteError         a route that cannot be registered
+    └── HTTPError          an answer in the form of an exception
+        └── DatabaseBusy   503, no connection in time, or no database
+
+The process ends with ``exit_code`` and one line on standard error; a client gets an
+``HTTPError`` as JSON ``{"error", "message", "code"}`` (plus ``details`` where there are any).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+
+__all__ = [
+    "AppImportError",
+    "BootError",
+    "ConfigError",
+    "DatabaseBusy",
+    "FluxorError",
+    "HTTPError",
+    "RouteError",
+]
+
+
+class FluxorError(Exception):
+    """Base of every error raised on purpose by fluxor-fast."""
+
+    exit_code = 1
+
+
+class ConfigError(FluxorError):
+    """Settings that cannot be used; ``problems`` holds one line for each fault found."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class BootError(FluxorError):
+    """A worker could not start, and another try would fail in the same way."""
+
+    exit_code = 3
+
+
+class AppImportError(BootError):
+    """The application named on the command line could not be imported."""
+
+    exit_code = 4
+
+
+class RouteError(FluxorError):
+    """A route that cannot be registered: bad path, bad handler, or one that exists already."""
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+class HTTPError(FluxorError):
+    """An answer raised as an exception.
+
+    :param status: HTTP status code, 400 to 599.
+    :param message: a sentence for the client; the status phrase when absent.
+    :param code: a word for programs; made from the status phrase when absent (``NOT_FOUND``).
+    :param headers: further response headers.
+    :param details: anything that orjson can encode, put under ``details``.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: object = None,
+    ) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"HTTPError takes a status from 400 to 599, not {status}")
+        phrase = _phrase(status)
+        self.status = status
+        self.message = message or phrase
+        self.code = code or phrase.upper().replace(" ", "_").replace("-", "_")
+        self.headers = dict(headers or {})
+        self.details = details
+        super().__init__(f"{status} {self.message}")
+
+    def payload(self) -> dict[str, object]:
+        """Return the JSON document that the client gets."""
+        document: dict[str, object] = {
+            "error": self.code.lower(),
+            "message": self.message,
+            "code": self.code,
+        }
+        if self.details is not None:
+            document["details"] = self.details
+        return document
+
+
+class DatabaseBusy(HTTPError):
+    """503: the pool could give no connection in time, or the database is away."""
+
+    def __init__(self, message: str = "the database is busy, try again") -> None:
+        super().__init__(503, message, code="DATABASE_BUSY", headers={"Retry-After": "1"})

@@ -1,0 +1,201 @@
+"""The request as handlers see it: values only, no I/O.
+
+A *head* is the request line and the header fields. It is immutable, and one ``Head`` may
+serve many requests: clients repeat the same bytes, and the server remembers what they mean
+(see ``server/heads.py``). A ``Request`` is one head with its body and its place on a
+connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import parse_qsl
+
+import orjson
+
+from fluxor_fast.errors import HTTPError
+
+if TYPE_CHECKING:
+    from fluxor_fast.routing import Route
+
+__all__ = ["CHUNKED", "Connection", "Head", "Headers", "Request"]
+
+CHUNKED = -1
+"""Value of ``Head.length`` when the body comes in chunks (RFC 9112, section 7.1)."""
+
+
+class Connection(Protocol):
+    """What a request asks of the connection it came on."""
+
+    @property
+    def app(self) -> Any:
+        """The application that answers."""
+
+    @property
+    def peer(self) -> str:
+        """Address of the other end of the socket."""
+
+    def client_of(self, head: Head) -> str:
+        """Address of the client, seen through trusted proxies."""
+
+
+class Headers(Mapping[str, str]):
+    """Header fields by name, without regard to case; ``get_all`` gives repeated ones.
+
+    Fields that came more than once are joined with ``", "`` (RFC 9110, section 5.3).
+    """
+
+    def __init__(self, raw: tuple[tuple[bytes, bytes], ...]) -> None:
+        self._fields: dict[str, list[str]] = {}
+        for name, value in raw:
+            self._fields.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+
+    def __getitem__(self, name: str) -> str:
+        return ", ".join(self._fields[name.lower()])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def get_all(self, name: str) -> list[str]:
+        """Return every value of the field ``name``, in the order of arrival."""
+        return list(self._fields.get(name.lower(), ()))
+
+
+class Head:
+    """Request line and header fields, parsed, checked and routed.
+
+    ``raw_headers`` has lower-case names. ``length`` is the length of the body in bytes, or
+    ``CHUNKED``. ``request_id`` is the client's own, if it sent a usable one. ``plain`` is true
+    when the answer may take the short form: HTTP/1.1, connection kept, body wanted.
+    """
+
+    # no __slots__: cached properties live in __dict__, and a head is made once for many requests
+    def __init__(
+        self,
+        *,
+        method: str,
+        path: str,
+        query: bytes,
+        http_11: bool,
+        raw_headers: tuple[tuple[bytes, bytes], ...],
+        length: int,
+        keep_alive: bool,
+        expects_continue: bool = False,
+        request_id: bytes | None = None,
+        route: Route,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.http_11 = http_11
+        self.raw_headers = raw_headers
+        self.length = length
+        self.keep_alive = keep_alive
+        self.expects_continue = expects_continue
+        self.request_id = request_id
+        self.route = route
+        self.params: dict[str, Any] = params or {}
+        self.plain = http_11 and keep_alive and method != "HEAD"
+
+    @cached_property
+    def headers(self) -> Headers:
+        """The header fields as a mapping."""
+        return Headers(self.raw_headers)
+
+    @cached_property
+    def query_items(self) -> tuple[tuple[str, str], ...]:
+        """The query as decoded pairs, in order; a query that is not UTF-8 is a 400."""
+        try:
+            return tuple(
+                parse_qsl(
+                    self.query.decode("ascii"),
+                    keep_blank_values=True,
+                    errors="strict",
+                    max_num_fields=100,
+                )
+            )
+        except ValueError as error:
+            raise HTTPError(400, "the query string is malformed or too long") from error
+
+
+class Request:
+    """One request.
+
+    Handlers use ``method``, ``path``, ``params``, ``query``, ``headers``, ``body``, ``json()``,
+    ``id``, ``client``, ``app`` and ``state``. The other attributes belong to the server.
+    """
+
+    __slots__ = ("_state", "answer", "arrived", "body", "connection", "head", "permit", "rid")
+
+    arrived: float
+    """When the server took the request in, in monotonic seconds."""
+    rid: bytes
+    """The request id as it stands in the answer."""
+
+    def __init__(self, head: Head, body: bytes, connection: Connection) -> None:
+        self.head = head
+        self.body = body
+        self.connection = connection
+        self.answer: bytes | None = None  # set while earlier answers of the connection are owed
+        self.permit = False  # whether it holds a permit of the limit
+        self._state: dict[str, Any] | None = None
+
+    @property
+    def method(self) -> str:
+        """The method, in capitals."""
+        return self.head.method
+
+    @property
+    def path(self) -> str:
+        """The path, as sent, without the query."""
+        return self.head.path
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The values of the path's parameters; not to be changed."""
+        return self.head.params
+
+    @property
+    def headers(self) -> Headers:
+        """The header fields by name, without regard to case."""
+        return self.head.headers
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query's pairs; of a repeated name the last one counts."""
+        return dict(self.head.query_items)
+
+    @property
+    def id(self) -> str:
+        """The request id that the answer carries as ``X-Request-ID``."""
+        return self.rid.decode("ascii")
+
+    @property
+    def app(self) -> Any:
+        """The application."""
+        return self.connection.app
+
+    @property
+    def client(self) -> str:
+        """Address of the client; a proxy's word for it counts only if the proxy is trusted."""
+        return self.connection.client_of(self.head)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Room for middleware to leave things for handlers."""
+        if self._state is None:
+            self._state = {}
+        return self._state
+
+    def json(self) -> Any:
+        """Return the body decoded from JSON; a 400 if it is not JSON."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError as error:
+            raise HTTPError(400, f"the body is not valid JSON: {error}", code="BAD_JSON") from None

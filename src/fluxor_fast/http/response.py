@@ -1,0 +1,164 @@
+"""Answers: from what a handler returns to the bytes on the wire.
+
+``to_response`` turns any value a handler may return into a ``Response``; ``encode_json`` is
+the short form that the server takes for the commonest one, a dict answered with 200.
+
+Rules kept here:
+
+1. A header name is a token, a value has no control characters (RFC 9110, section 5.5): an
+   answer cannot be split by what a handler puts into it.
+2. 1xx, 204 and 304 have neither body nor ``Content-Length`` (RFC 9110, sections 8.6 and 15).
+3. An answer to HEAD has the length of the body and no body (RFC 9110, section 9.3.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+
+from fluxor_fast.errors import HTTPError
+
+__all__ = ["JSON", "JSON_OK", "Response", "encode_json", "error_response", "to_response"]
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+BINARY = "application/octet-stream"
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_OWNED = {"content-length", "transfer-encoding", "connection", "date"}
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+JSON_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+"""Head of the commonest answer, up to the value of its length."""
+
+
+def _status_line(status: int) -> bytes:
+    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+
+
+class Response:
+    """An answer with status, headers and a complete body.
+
+    :param body: bytes, or text (sent as UTF-8).
+    :param status: 200 to 599.
+    :param headers: names and values; ``Content-Length``, ``Transfer-Encoding``, ``Connection``
+        and ``Date`` are the server's own, and naming them is a ``ValueError``, as is a name or
+        value that could split the answer.
+    :param content_type: ``Content-Type``; by default plain text for text, else a byte stream.
+    """
+
+    __slots__ = ("body", "content_type", "headers", "status")
+
+    def __init__(
+        self,
+        body: bytes | str = b"",
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+    ) -> None:
+        if not 200 <= status <= 599:
+            raise ValueError(f"a response takes a status from 200 to 599, not {status}")
+        if isinstance(body, str):
+            body = body.encode()
+            content_type = content_type or TEXT
+        self.body = body
+        self.status = status
+        self.content_type = content_type or (BINARY if body else None)
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def json(
+        cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """Return ``value`` encoded as JSON; a value JSON cannot hold is a ``TypeError``."""
+        return cls(_dumps(value), status, headers, JSON)
+
+    def encode(
+        self, block: bytes, rid: bytes, *, connection: bytes = b"", head_only: bool = False
+    ) -> bytes:
+        """Return the bytes on the wire.
+
+        :param block: the ``Date`` field and the name of the request id's field, ready made.
+        :param rid: the request id.
+        :param connection: a ready ``Connection`` field line, or nothing.
+        :param head_only: the request was HEAD.
+        """
+        parts = [_status_line(self.status)]
+        if self.content_type is not None:
+            parts.append(_field("Content-Type", self.content_type))
+        for name, value in self.headers.items():
+            parts.append(_field(name, value))
+        bodiless = self.status in (204, 304)
+        if not bodiless:
+            parts.append(b"Content-Length: %d\r\n" % len(self.body))
+        parts += (connection, block, rid, b"\r\n\r\n")
+        if not (bodiless or head_only):
+            parts.append(self.body)
+        return b"".join(parts)
+
+
+def _field(name: str, value: str) -> bytes:
+    if not _TOKEN.fullmatch(name) or name.lower() in _OWNED or _BAD_VALUE.search(value):
+        raise ValueError(f"not a header that a handler may set: {name!r}: {value!r}")
+    return f"{name}: {value}\r\n".encode("latin-1")
+
+
+def _default(value: Any) -> Any:
+    """Encode what orjson does not know: pydantic models, msgspec structs, sets and bytes-likes."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    fields = getattr(value, "__struct_fields__", None)
+    if fields is not None:
+        return {name: getattr(value, name) for name in fields}
+    if isinstance(value, set | frozenset):
+        return list(value)
+    raise TypeError(f"a {type(value).__name__} does not fit into JSON")
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, _default)
+
+
+def encode_json(value: dict[str, Any], block: bytes, rid: bytes) -> bytes:
+    """Return a 200 answer with ``value`` as JSON, on a connection that is kept."""
+    body = orjson.dumps(value, _default)
+    return b"%b%d\r\n%b%b\r\n\r\n%b" % (JSON_OK, len(body), block, rid, body)
+
+
+def to_response(value: Any) -> Response:
+    """Return the answer for what a handler returned.
+
+    ``Response`` as it is; ``(status, value)``; ``None`` is 204; ``str`` is text; ``bytes`` a byte
+    stream; dict, list, dataclass, numbers and models become JSON.
+    """
+    if isinstance(value, Response):
+        return value
+    if value is None:
+        return Response(status=204)
+    if isinstance(value, str | bytes):
+        return Response(value)
+    if isinstance(value, tuple):
+        if len(value) == 2 and type(value[0]) is int:
+            response = to_response(value[1])
+            if not 200 <= value[0] <= 599:
+                raise ValueError(f"a response takes a status from 200 to 599, not {value[0]}")
+            response.status = value[0]
+            return response
+        raise TypeError("a tuple returned by a handler must be (status, body)")
+    if isinstance(value, dict | list | int | float) or dataclasses.is_dataclass(value):
+        return Response.json(value)
+    return Response.json(_default(value))
+
+
+def error_response(error: HTTPError) -> Response:
+    """Return the JSON answer for an ``HTTPError``."""
+    return Response.json(error.payload(), error.status, error.headers)

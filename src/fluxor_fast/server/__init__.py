@@ -1,0 +1,1 @@
+"""What runs in a worker: protocol, admission, batch, worker."""
