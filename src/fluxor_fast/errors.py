@@ -6,6 +6,7 @@
     ├── ConfigError        settings that cannot be used           exit code 2
     ├── BootError          a worker could not start               exit code 3
     │   └── AppImportError the application could not be imported  exit code 4
+    ├── ListenError        the address cannot be listened on      exit code 5
     ├── RouteError         a route that cannot be registered
     └── HTTPError          an answer in the form of an exception
         └── DatabaseBusy   503, no connection in time, or no database
@@ -26,6 +27,7 @@ __all__ = [
     "DatabaseBusy",
     "FluxorError",
     "HTTPError",
+    "ListenError",
     "RouteError",
 ]
 
@@ -56,6 +58,12 @@ class AppImportError(BootError):
     """The application named on the command line could not be imported."""
 
     exit_code = 4
+
+
+class ListenError(FluxorError):
+    """The address is taken, not ours, or not to be had."""
+
+    exit_code = 5
 
 
 class RouteError(FluxorError):

@@ -71,7 +71,8 @@ class Head:
 
     ``raw_headers`` has lower-case names. ``length`` is the length of the body in bytes, or
     ``CHUNKED``. ``request_id`` is the client's own, if it sent a usable one. ``plain`` is true
-    when the answer may take the short form: HTTP/1.1, connection kept, body wanted.
+    when the answer may take the short form (HTTP/1.1, connection kept, body wanted), ``quick``
+    when besides there is no body to wait for.
     """
 
     # no __slots__: cached properties live in __dict__, and a head is made once for many requests
@@ -102,6 +103,7 @@ class Head:
         self.route = route
         self.params: dict[str, Any] = params or {}
         self.plain = http_11 and keep_alive and method != "HEAD"
+        self.quick = self.plain and length == 0
 
     @cached_property
     def headers(self) -> Headers:
@@ -131,7 +133,7 @@ class Request:
     ``id``, ``client``, ``app`` and ``state``. The other attributes belong to the server.
     """
 
-    __slots__ = ("_state", "answer", "arrived", "body", "connection", "head", "permit", "rid")
+    __slots__ = ("_state", "answer", "arrived", "body", "connection", "head", "permit", "queued", "rid")
 
     arrived: float
     """When the server took the request in, in monotonic seconds."""
@@ -144,6 +146,7 @@ class Request:
         self.connection = connection
         self.answer: bytes | None = None  # set while earlier answers of the connection are owed
         self.permit = False  # whether it holds a permit of the limit
+        self.queued = False  # whether it waits, admitted
         self._state: dict[str, Any] | None = None
 
     @property

@@ -1,0 +1,5 @@
+"""``python -m fluxor_fast``."""
+
+from fluxor_fast.cli import main
+
+main()

@@ -1,0 +1,364 @@
+"""Settings: one definition per knob, read from four places, all faults told at once.
+
+* Precedence is default < YAML file < environment < command line flag.
+* A knob has three names: ``server.max_ccu`` in the file, ``FLUXOR_MAX_CCU`` in the environment
+  and ``--max-ccu`` on the command line. Those of ``database`` carry that prefix
+  (``--database-url``); ``jwt_secret`` has no flag, because everyone can read flags with ``ps``.
+* ``PORT``, ``DB_HOST``, ``DATABASE_URL`` and ``JWT_SECRET`` are read where the ``FLUXOR_…``
+  variable is not given. The file is that of ``--config``, ``FLUXOR_CONFIG`` or ``CONFIG_PATH``.
+* Null in the file and the empty string in the environment mean "not given". The file's scalars
+  are read as text, as in the environment: YAML's octal numbers and dates change what is meant.
+* Every value is checked, even one that is overridden. Unknown keys and unknown ``FLUXOR_…``
+  variables are typing mistakes and so are errors. :func:`load` raises one ``ConfigError`` with
+  a line per fault: source, key, value. Secrets are never shown.
+* Settings are immutable, so that what was checked at the start is what holds later.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlsplit
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import ValidationError as Invalid
+
+from fluxor_fast.errors import ConfigError
+
+
+def _networks(value: object) -> object:
+    """Take a list of networks, or a string with commas between them."""
+    items = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(ip_network(str(item).strip()) for item in items)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):  # 10.0.0.1/8 may mean one host or a network
+        raise ValueError("must be networks such as 10.0.0.0/8, without host bits") from None
+
+
+def _long_enough(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode(errors="replace")) < 32:
+        raise ValueError("must be at least 32 bytes long")  # RFC 7518, 3.2: that of the hash
+    return secret
+
+
+_SERVER = r"(\[[\da-fA-F:.%]+\]|[^][@:/?#,\s]*)(:[0-9]*)?"
+_URL = rf"([^@:/?#\s]*(:[^@/?#\s]*)?@)?{_SERVER}(,{_SERVER})*(/[^@?#\s]*)?(\?[^@#\s]*)?"
+
+
+def _postgres_url(secret: SecretStr) -> SecretStr:
+    """Refuse what libpq and urllib would read differently: masking must find the password."""
+    scheme, _, rest = secret.get_secret_value().partition("://")
+    if scheme not in ("postgresql", "postgres"):
+        raise ValueError("must begin with postgresql:// or postgres://")
+    if not re.fullmatch(_URL, rest) or not rest.isascii() or not rest.isprintable():
+        raise ValueError("must be user:password@host:port/name, with @ : / ? # percent-encoded")
+    return secret
+
+
+# No number exceeds a C int, and no wait a day: that is milliseconds written for seconds.
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Size = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Few = Annotated[int, Field(ge=1, le=1024)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Percent = Annotated[int, Field(ge=1, le=100)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Millis = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Grace = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+Host = Annotated[str, Field(pattern=r"^([\w.-]+|/[\w./-]+|[\da-fA-F]*(:[\da-fA-F.]*){2,})$")]
+Level = Literal["debug", "info", "warning", "error"]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
+PostgresURL = Annotated[SecretStr, AfterValidator(_postgres_url)]
+Key = Annotated[SecretStr, AfterValidator(_long_enough)]
+
+
+def _knob(default: object, why: str) -> Any:
+    return Field(default, description=why)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one instance takes, over all its workers together."""
+
+    max_ccu: int
+    normal: int
+    slots: int
+    max_queue: int
+    max_connections: int
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class ServerSettings(_Section):
+    """Listener, capacity, time limits (in seconds) and sizes; per instance unless they say so."""
+
+    app: Text = _knob("fluxor_fast.service:app", "module:attribute; the reference service")
+    host: Text = _knob("127.0.0.1", "address to listen on; not the world, unless you say so")
+    port: Port = _knob(8080, "TCP port; needs no privileges (0 takes any free one)")
+    workers: Few | Literal["auto"] = _knob("auto", "processes; auto, one for each usable core")
+    max_ccu: Count = _knob(5000, "most users at once, running and waiting; the peak we test")
+    utilization: Percent = _knob(67, "percent of max_ccu for normal routes; a third is reserve")
+    slots: Count | None = _knob(None, "requests running; normal / 10 in 50..500: most only wait")
+    max_queue: Size | None = _knob(None, "requests waiting; normal - slots, 100 at least")
+    max_connections: Count | None = _knob(None, "open connections; max_ccu, one for each user")
+    queue_deadline: Seconds = _knob(1.0, "longest wait for a slot; then clients have given up")
+    graceful_timeout: Grace = _knob(30.0, "for requests to end at a stop; as Kubernetes waits")
+    boot_timeout: Seconds = _knob(30.0, "for a worker to start; an import can hang")
+    heartbeat_timeout: Seconds = _knob(30.0, "standstill of a loop until SIGKILL; it hangs")
+    backlog: Count = _knob(2048, "connections the kernel holds until accepted; for bursts")
+    threads: Few = _knob(8, "blocking handlers at once, per worker; they share an interpreter")
+    header_timeout: Seconds = _knob(10.0, "for a whole head; trickled bytes hold a place")
+    body_timeout: Seconds = _knob(30.0, "for a whole body; max_body fits in at 300 kbit/s")
+    keep_alive_timeout: Seconds = _knob(75.0, "idle connection; load balancers keep theirs 60")
+    write_timeout: Seconds = _knob(30.0, "answer left unread by a client; it holds a permit")
+    max_head: Count = _knob(16_384, "bytes of request line and headers; room for large cookies")
+    max_target: Count = _knob(8192, "bytes of the request target; RFC 9112 asks for 8000")
+    max_headers: Count = _knob(100, "header lines; several times what browsers send")
+    max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
+    max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
+    slice_ms: Millis = _knob(2.0, "milliseconds of handlers per loop turn; then it looks around")
+    trusted_proxies: Networks = _knob((), "networks whose forwarding headers are believed; none")
+    dev: bool = _knob(False, "development conveniences; off, as they are unsafe in public")
+
+    @property
+    def worker_count(self) -> int:
+        """Number of worker processes, with ``auto`` resolved."""
+        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
+
+    @property
+    def capacity(self) -> Capacity:
+        """The capacity model: what was given explicitly, the rest derived."""
+        normal = max(1, self.max_ccu * self.utilization // 100)
+        slots = min(self.slots or min(max(normal // 10, 50), 500), self.max_ccu)
+        queue = max(normal - slots, 100) if self.max_queue is None else self.max_queue
+        return Capacity(self.max_ccu, normal, slots, queue, self.max_connections or self.max_ccu)
+
+
+class DatabaseSettings(_Section):
+    """PostgreSQL and its connection pool; counts are per instance, over all workers."""
+
+    url: PostgresURL | None = _knob(None, "postgresql://…; none, as not every service has one")
+    host: Host | None = _knob(None, "host put into the URL, so that one URL serves many places")
+    embedded: Path | None = _knob(None, "data folder of an embedded PostgreSQL; for trials")
+    pool_max: Count | None = _knob(None, "most connections; 100, 200 or 300 as max_ccu grows")
+    pool_min: Size | None = _knob(None, "connections kept open; 10, 50 or 100 as max_ccu grows")
+    pool_timeout: Seconds = _knob(2.0, "longest wait for a connection; then better a 503")
+    max_waiting: Size = _knob(1000, "requests waiting for a connection; so not all slots do")
+    lifetime: Seconds = _knob(1800.0, "age of a connection until replaced; follows failovers")
+    idle: Seconds = _knob(300.0, "until an unused connection closes; outlasts a lull")
+    statement_timeout: Seconds = _knob(5.0, "for a statement; a bad one must not hold its place")
+    connect_timeout: Seconds = _knob(3.0, "to reach the server; one lost packet costs 1 s")
+
+    def pool_sizes(self, max_ccu: int) -> tuple[int, int]:
+        """Return (min, max); where one is explicit, the derived other one gives way."""
+        load = (10, 100) if max_ccu < 3000 else (50, 200) if max_ccu <= 10_000 else (100, 300)
+        low = load[0] if self.pool_min is None else self.pool_min
+        high = self.pool_max or max(load[1], low)
+        return min(low, high), high
+
+    @property
+    def effective_url(self) -> str | None:
+        """The URL to connect to, its password included, with ``host`` put in."""
+        url = self.url.get_secret_value() if self.url else None
+        if self.host is None:
+            return url
+        scheme, netloc, path, query, _ = urlsplit(url or "postgresql:///")
+        user, at, hosts = netloc.rpartition("@")
+        port = re.search(r":[0-9]+$", hosts.split(",")[0])
+        host = f"[{self.host}]" if ":" in self.host else quote(self.host, "")
+        # libpq would prefer a host among the parameters to the one before the path.
+        kept = [p for p in query.split("&") if p.split("=")[0] not in ("", "host", "hostaddr")]
+        tail = "?" + "&".join(kept) if kept else ""
+        return f"{scheme}://{user}{at}{host}{port[0] if port else ''}{path or '/'}{tail}"
+
+
+class AuthSettings(_Section):
+    """Tokens and passwords."""
+
+    jwt_secret: Key | None = _knob(None, "signs tokens, 32 bytes or more; none can be a default")
+    token_seconds: Count = _knob(86_400, "life of a token; a day, as it cannot be taken back")
+    hash_threads: Few = _knob(1, "password hashes at once, per worker; each fills a core")
+    hash_queue: Size = _knob(64, "hashes waiting, per worker; a login flood must not take slots")
+
+
+class ObservabilitySettings(_Section):
+    """Logs, and the name of the service."""
+
+    log_level: Level = _knob("info", "least level logged; info tells what the server does")
+    access_log: bool = _knob(False, "a line for each request; off, it costs as much as one")
+    service_name: Text = _knob("fluxor-fast", "name in answers and logs, to tell services apart")
+
+
+class Settings(_Section):
+    """All settings."""
+
+    server: ServerSettings = ServerSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    auth: AuthSettings = AuthSettings()
+    observability: ObservabilitySettings = ObservabilitySettings()
+
+
+_SECTIONS = {name: type(default) for name, default in Settings()}
+_ALIASES = {"server.port": "PORT", "database.host": "DB_HOST", "database.url": "DATABASE_URL"}
+_ALIASES["auth.jwt_secret"] = "JWT_SECRET"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting under all its names."""
+
+    path: str
+    flag: str | None
+    env: str
+    alias: str | None
+    annotation: Any
+    default: Any
+    description: str
+    is_bool: bool
+    is_secret: bool
+
+
+def knobs() -> Iterator[Knob]:
+    """Yield every setting, in the order of definition."""
+    for section, model in _SECTIONS.items():
+        for name, field in model.model_fields.items():
+            path, kind = f"{section}.{name}", field.annotation
+            word = f"database_{name}" if section == "database" else name
+            flag = None if name == "jwt_secret" else "--" + word.replace("_", "-")
+            names = (path, flag, f"FLUXOR_{word.upper()}", _ALIASES.get(path))
+            about = (kind, field.default, field.description or "", kind is bool)
+            yield Knob(*names, *about, is_secret=path in ("auth.jwt_secret", "database.url"))
+
+
+_Table = dict[str, Knob]
+_Given = Iterator[tuple[str, Knob, object]]  # where a value was given (for messages), and for what
+
+
+def load(
+    config: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, object] = {},
+) -> Settings:
+    """Read all sources; the keys of ``flags`` are paths (``server.max_ccu``), None is absent."""
+    table = {knob.path: knob for knob in knobs()}
+    problems: list[str] = []
+    file = config or environ.get("FLUXOR_CONFIG") or environ.get("CONFIG_PATH")
+    given = list(_from_file(Path(file), table, problems)) if file else []
+    given += _from_environ(environ, table, problems)
+    given += [(table[p].flag or p, table[p], v) for p, v in flags.items() if v is not None]
+    values: dict[str, dict[str, object]] = {section: {} for section in _SECTIONS}
+    for where, knob, value in given:
+        section, name = knob.path.split(".")
+        values[section][name] = value
+        try:
+            _SECTIONS[section].model_validate({name: value})
+        except Invalid as error:
+            problems.append(f"{where}: {_reason(knob, value, error)}")
+    if problems:
+        raise ConfigError([" ".join(problem.splitlines()) for problem in problems])
+    return Settings.model_validate(values)
+
+
+class _Loader(yaml.BaseLoader):
+    """YAML whose scalars are text or null; what would be lost in silence is refused."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag.rpartition(":")[2] not in ("str", "seq", "map"):
+            raise yaml.MarkedYAMLError(None, None, "a tag has no meaning here", node.start_mark)
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        for index, key in enumerate(keys):
+            if any(key.value == other.value for other in keys[:index]):
+                raise yaml.MarkedYAMLError(None, None, "a key is given twice", key.start_mark)
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        null = plain and node.value in ("", "~", "null", "Null", "NULL")
+        return None if null else super().construct_object(node, deep)
+
+
+def _from_file(path: Path, table: _Table, problems: list[str]) -> _Given:
+    data, fault = None, None
+    try:
+        data = yaml.load(path.read_bytes(), _Loader) or {}
+    except (OSError, RecursionError) as error:
+        fault = f"cannot be read: {getattr(error, 'strerror', 'nested too deeply')}"
+    except yaml.reader.ReaderError as error:
+        fault = f"position {error.position + 1}: {error.reason}"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        # What is quoted may be part of a secret that begins with * or !, unless it is a mark.
+        fault = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", error.problem or "is not YAML")
+        fault = f"line {mark.line + 1}, column {mark.column + 1}: {fault}" if mark else fault
+    if not isinstance(data, dict):
+        problems.append(f"{path}: {fault or 'is not a mapping of sections'}")
+        return
+    for section, content in data.items():
+        if section not in _SECTIONS:
+            problems.append(_unknown(f"{path}: ", section, [*_SECTIONS, *table]))
+        elif not isinstance(content, dict | None):
+            # Not shown, as it may be "jwt_secret:…" with the space forgotten.
+            problems.append(f"{path}: {section}: is not a mapping of keys to values")
+        else:
+            for name, value in (content or {}).items():
+                key = f"{section}.{name}"
+                if key not in table:
+                    problems.append(_unknown(f"{path}: ", key, table))
+                elif value is not None:
+                    yield f"{path}: {key}", table[key], value
+
+
+# Kubernetes puts these into pods when a service is called fluxor or fluxor-fast.
+_LINK = re.compile(r"FLUXOR_(\w*_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP)|PORT=\w+://)")
+
+
+def _from_environ(environ: Mapping[str, str], table: _Table, problems: list[str]) -> _Given:
+    ours = {n: v for n, v in environ.items() if v and not _LINK.match(f"{n}={v}")}
+    for knob in table.values():
+        name = knob.env if knob.env in ours else knob.alias
+        if name in ours:
+            yield name, knob, ours[name]
+    names = ["FLUXOR_CONFIG", *(knob.env for knob in table.values())]
+    odd = [name for name in ours if name.startswith("FLUXOR_") and name not in names]
+    problems += [_unknown("", name, names) for name in odd]
+
+
+def _unknown(where: str, name: object, known: Iterable[str]) -> str:
+    word = str(name).partition(":")[0][:80]  # "jwt_secret:…" without its space may be a key
+    close = get_close_matches(word, list(known), 1)
+    return f"{where}{word}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _reason(knob: Knob, value: object, error: Invalid) -> str:
+    first, *others = error.errors()
+    text = re.sub(r"^Input should be (a valid \w+).*", r"is not \1", first["msg"])
+    text = re.sub(r"^(Input|String) should", "must", text.replace("Value error, ", ""))
+    text += "".join(f" or {other['ctx']['expected']}" for other in others)
+    if knob.is_secret:
+        return text
+    shown = "a mapping" if isinstance(value, dict) else str(value)[:80]
+    if "@" in str(value):  # a URL, perhaps with its password, in the wrong place
+        shown = "a value with @"
+    elif isinstance(value, str) and not re.fullmatch(r"[-+.\d]+", value):
+        shown = repr(shown)
+    return f"{shown} {text}" if text.startswith("is ") else f"{shown}: {text}"
+
+
+def masked(settings: Settings) -> str:
+    """Return the effective settings as YAML with what is derived, and without the secrets."""
+    data = settings.model_dump(mode="json")
+    data["auth"]["jwt_secret"] = settings.auth.jwt_secret and "********"
+    # The checks leave no @ but the one after the password, which may be a parameter as well.
+    url = re.sub(r"(://[^:@]*):[^@]*@", r"\1:********@", settings.database.effective_url or "")
+    url = re.sub(r"([?&][^=&]*(?:pass|secret|_key|%)[^=&]*=)[^&]*", r"\1********", url)
+    low, high = settings.database.pool_sizes(settings.server.max_ccu)
+    sizes = {"workers": settings.server.worker_count, "pool_min": low, "pool_max": high}
+    data["database"]["url"] = url or None
+    data["capacity"] = asdict(settings.server.capacity) | sizes
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

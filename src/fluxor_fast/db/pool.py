@@ -1,0 +1,234 @@
+"""A pool of PostgreSQL connections that outlives its server.
+
+``psycopg_pool`` lends the connections, and ``db.keeper`` watches the server; this module is
+what handlers use. Rules kept here:
+
+1. Nothing waits without bound: for a connection ``timeout`` and ``max_waiting``, for a
+   statement ``statement_timeout`` (kept by the server), for a server that has gone silent the
+   keeper, which hangs up on it.
+2. Whatever keeps the database from answering now is ``DatabaseBusy`` (503); what is wrong with
+   a statement or its data passes through as psycopg's own error.
+3. A connection is looked at before it is lent (``is_stale``), so a restart of the server fails
+   only the requests that were on it at the time, not one per idle connection afterwards.
+   Nothing is ever sent twice.
+4. Sizes are per worker: their sum over the workers never exceeds the instance's, nor what the
+   server's ``max_connections`` leaves to ordinary users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, LiteralString, Self
+
+import psycopg
+from psycopg_pool import PoolTimeout, TooManyRequests
+
+from fluxor_fast.db.connection import Connection, Row, hang_up, is_stale
+from fluxor_fast.db.keeper import CHECK_SECONDS, Keeper, Options, Pool
+from fluxor_fast.errors import BootError, DatabaseBusy
+
+if TYPE_CHECKING:
+    from fluxor_fast.config import Settings
+
+__all__ = ["Connection", "Database", "Row"]
+
+
+class Database:
+    """The database of one worker.
+
+    :param url: PostgreSQL URL or libpq connection string.
+    :param min_size: connections kept open by this worker.
+    :param max_size: most connections of this worker.
+    :param timeout: seconds to wait for a connection.
+    :param max_waiting: requests of this worker that may wait for one, at least 1.
+    :param lifetime: seconds after which a connection is replaced.
+    :param idle: seconds after which an idle connection above ``min_size`` is closed.
+    :param statement_timeout: seconds a statement may run.
+    :param connect_timeout: seconds to reach the server.
+    :param workers: workers that share the server's ``max_connections``.
+    :param prepare: run on a fresh connection each time the server appears, before ``ready``.
+    :param publish: called each second with the pool's size, available and waiting.
+    :raises BootError: when libpq does not take the URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        min_size: int,
+        max_size: int,
+        timeout: float,
+        max_waiting: int,
+        lifetime: float,
+        idle: float,
+        statement_timeout: float,
+        connect_timeout: float,
+        workers: int = 1,
+        prepare: Callable[[Connection], Awaitable[None]] | None = None,
+        publish: Callable[[int, int, int], None] | None = None,
+    ) -> None:
+        self._timeout = timeout
+        self._keeper = Keeper(
+            url,
+            Options(
+                min_size=min_size,
+                max_size=max_size,
+                timeout=timeout,
+                max_waiting=max_waiting,
+                lifetime=lifetime,
+                idle=idle,
+                statement_timeout=statement_timeout,
+                connect_timeout=connect_timeout,
+                workers=workers,
+                prepare=prepare,
+                publish=publish,
+            ),
+        )
+
+    @classmethod
+    def from_settings(cls, settings: Settings, **options: Any) -> Self:
+        """Return this worker's share of the instance's pool; ``options`` as for the class.
+
+        Each worker gets the whole part of the totals divided by the workers, of connections
+        and waiters at least 1: only a total below the number of workers is exceeded.
+        """
+        database = settings.database
+        url = database.effective_url
+        if url is None:
+            raise BootError("no database is configured")
+        workers = settings.server.worker_count
+        low, high = database.pool_sizes(settings.server.max_ccu)
+        return cls(
+            url,
+            min_size=low // workers,
+            max_size=max(1, high // workers),
+            timeout=database.pool_timeout,
+            max_waiting=max(1, database.max_waiting // workers),
+            lifetime=database.lifetime,
+            idle=database.idle,
+            statement_timeout=database.statement_timeout,
+            connect_timeout=database.connect_timeout,
+            workers=workers,
+            **options,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the database answered at the keeper's last look."""
+        return self._keeper.pool is not None
+
+    async def open(self) -> None:
+        """Start the keeper, which connects in the background; returns at once."""
+        # the keeper tells each change in one line; psycopg would add one per connection
+        psycopg_logger = logging.getLogger("psycopg")
+        if psycopg_logger.level == logging.NOTSET:
+            psycopg_logger.setLevel(logging.ERROR)
+        self._keeper.start()
+
+    async def first_contact(self) -> bool:
+        """Wait until the database was tried once, and return whether it is ready.
+
+        :raises BootError: when no further try could succeed: authentication failed, the
+            database or role does not exist, or privileges are missing.
+        """
+        return await self._keeper.first_look()
+
+    async def close(self) -> None:
+        """Stop the keeper and close every idle connection; lent ones close on return."""
+        await self._keeper.stop()
+
+    async def fetch_one(self, sql: LiteralString, *args: object) -> Row | None:
+        """Return the first row as a dict, or ``None``; errors as for ``transaction``."""
+        async with self._lend(self._timeout) as connection:
+            cursor = await connection.execute(sql, args or None)
+            return await cursor.fetchone()
+
+    async def fetch_all(self, sql: LiteralString, *args: object) -> list[Row]:
+        """Return every row as a dict; errors as for ``transaction``."""
+        async with self._lend(self._timeout) as connection:
+            cursor = await connection.execute(sql, args or None)
+            return await cursor.fetchall()
+
+    async def execute(self, sql: LiteralString, *args: object) -> int:
+        """Run a statement and return the number of rows it touched; errors as above."""
+        async with self._lend(self._timeout) as connection:
+            return (await connection.execute(sql, args or None)).rowcount
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Lend a connection inside a transaction: committed at the end, undone on any error.
+
+        :raises DatabaseBusy: no connection in time, too many waiting, statement timeout,
+            connection lost, database away. If the connection is lost during the commit, nobody
+            can tell whether it took place.
+        """
+        async with self._lend(self._timeout) as connection, connection.transaction():
+            yield connection
+
+    async def check(self) -> None:
+        """Ask the server for ``select 1``; no answer within about a second is an error.
+
+        :raises DatabaseBusy: as for ``transaction``.
+        """
+        async with self._lend(CHECK_SECONDS) as connection:
+            timer = asyncio.get_running_loop().call_later(CHECK_SECONDS, hang_up, connection)
+            try:
+                await connection.execute("select 1")
+            finally:
+                timer.cancel()
+
+    def statistics(self) -> dict[str, int]:
+        """Return psycopg_pool's figures for this worker; counters cover its whole life.
+
+        ``pool_min``, ``pool_max``, ``pool_size``, ``pool_available``, ``requests_waiting``, then
+        the counters, of which those in ``_ms`` are milliseconds.
+        """
+        return self._keeper.statistics()
+
+    @asynccontextmanager
+    async def _lend(self, timeout: float) -> AsyncIterator[Connection]:
+        keeper = self._keeper
+        pool, connection = await self._acquire(timeout)
+        keeper.lent.add(connection)
+        try:
+            yield connection
+        except psycopg.errors.QueryCanceled as error:
+            raise DatabaseBusy("the database took too long, try again") from error
+        except psycopg.Error as error:
+            if connection.closed:
+                keeper.doubt()
+                raise DatabaseBusy("the connection to the database was lost, try again") from error
+            if isinstance(error, psycopg.OperationalError):
+                raise DatabaseBusy("the database cannot do this now, try again") from error
+            raise
+        else:
+            keeper.served += 1
+        finally:
+            keeper.lent.discard(connection)
+            await pool.putconn(connection)
+
+    async def _acquire(self, timeout: float) -> tuple[Pool, Connection]:
+        pool = self._keeper.pool
+        if pool is None:
+            raise DatabaseBusy("the database is away, try again")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        try:
+            while True:
+                connection = await pool.getconn(deadline - loop.time())
+                if not is_stale(connection):
+                    return pool, connection
+                # closing does not suspend, so the connection cannot get lost between the two;
+                # the pool makes another one in its place
+                await connection.close()
+                await pool.putconn(connection)
+                self._keeper.doubt()
+        except PoolTimeout:
+            raise DatabaseBusy("no database connection became free in time, try again") from None
+        except TooManyRequests:
+            raise DatabaseBusy("too many requests wait for the database, try again") from None
+        except psycopg.OperationalError:  # PoolClosed: the keeper found the database away
+            raise DatabaseBusy("the database is away, try again") from None

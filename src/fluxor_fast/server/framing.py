@@ -1,0 +1,218 @@
+"""Where one request ends and the next begins. Sans I/O: bytes in, (head, body) out.
+
+Rules kept here (sections of RFC 9112):
+
+1. Empty lines before a request line are skipped (2.2); nothing else may stand there.
+2. A head has at most ``limits.head`` bytes, known before it is complete (431).
+3. A body has the length its head says (6.2), or is chunked (7.1); at most ``limits.body``
+   bytes, or the route's own ``max_body`` (413), known before it is read where its length is.
+4. Chunk sizes are bounded hexadecimal digits; extensions are bounded and ignored; trailers
+   are bounded, must be well formed, and are dropped (7.1.1 and 7.1.2).
+5. After an error nothing more is read as a request.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.request import CHUNKED, Head
+from fluxor_fast.server.heads import HeadCache
+
+__all__ = ["ChunkedDecoder", "Reader"]
+
+END = b"\r\n\r\n"
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+
+
+class ChunkedDecoder:
+    """Decodes a chunked body (RFC 9112, section 7.1).
+
+    :param limit: the most bytes the decoded body may have.
+    """
+
+    LINE = 1024  # longest chunk-size line, extensions included
+    EXTENSIONS = 16 * 1024  # all size lines of one body beyond their bare digits
+    TRAILERS = 8 * 1024  # all trailer lines together
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pieces: list[bytes] = []
+        self._length = 0
+        self._missing = 0  # of the chunk that is being read
+        self._stage = "size"  # size → data → end → size …, and trailer after the last size
+        self._overhead = 0
+        self._trailers = 0
+
+    def feed(self, data: bytes, at: int) -> tuple[int, bytes | None]:
+        """Read ``data`` from ``at``; return where it stopped, and the body once it is complete.
+
+        :raises HTTPError: 400 for bad framing, 413 beyond the limit, 431 for long trailers.
+        """
+        while True:
+            if self._stage == "data":
+                piece = data[at : at + self._missing]
+                if piece:
+                    self._pieces.append(piece)
+                    at += len(piece)
+                    self._missing -= len(piece)
+                if self._missing:
+                    return at, None
+                self._stage = "end"
+            if self._stage == "end":
+                if len(data) - at < 2:
+                    if data[at:] not in (b"", b"\r"):
+                        raise HTTPError(400, "a chunk does not end with CRLF")
+                    return at, None
+                if data[at : at + 2] != b"\r\n":
+                    raise HTTPError(400, "a chunk does not end with CRLF")
+                at += 2
+                self._stage = "size"
+            stop = data.find(b"\n", at, at + self.LINE)
+            if stop < 0:
+                if len(data) - at >= self.LINE:
+                    raise HTTPError(400, "a line of the chunked body is too long")
+                return at, None
+            if stop == at or data[stop - 1] != 0x0D:
+                raise HTTPError(400, "a line of the chunked body does not end with CRLF")
+            line = data[at : stop - 1]
+            at = stop + 1
+            if self._stage == "size":
+                self._size(line)
+            elif line:
+                self._trailers += len(line) + 2
+                if self._trailers > self.TRAILERS:
+                    raise HTTPError(431, "the trailers are too long")
+                if not _TRAILER.fullmatch(line):
+                    raise HTTPError(400, "a trailer is malformed")
+            else:
+                return at, b"".join(self._pieces)
+
+    def _size(self, line: bytes) -> None:
+        match = _SIZE.fullmatch(line)
+        if match is None:
+            raise HTTPError(400, "a chunk size is malformed")
+        self._overhead += len(line) - len(match[1].lstrip(b"0"))
+        if self._overhead > self.EXTENSIONS:
+            raise HTTPError(400, "too much in chunk extensions")
+        size = int(match[1], 16)
+        self._length += size
+        if self._length > self._limit:
+            raise HTTPError(413, f"the body is longer than {self._limit} bytes")
+        self._missing = size
+        self._stage = "data" if size else "trailer"
+
+
+class Reader:
+    """Reads the requests of one connection.
+
+    Call ``feed`` with what arrived, then ``next`` until it returns None. ``next`` raises an
+    ``HTTPError`` where the stream cannot be read any further.
+    """
+
+    __slots__ = ("_at", "_body", "_cache", "_chunks", "_data", "_head", "_missing", "_seen")
+
+    def __init__(self, cache: HeadCache) -> None:
+        self._cache = cache
+        self._data = b""
+        self._at = 0
+        self._seen = 0  # up to where the end of a head was looked for
+        self._head: Head | None = None
+        self._body: list[bytes] = []
+        self._missing = 0
+        self._chunks: ChunkedDecoder | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take in bytes that arrived."""
+        if self._at == len(self._data):
+            self._data = data
+        else:
+            self._data = self._data[self._at :] + data
+        self._seen = max(self._seen - self._at, 0)
+        self._at = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether a request has begun that is not complete."""
+        return self._head is not None or self._at < len(self._data)
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a head is complete and its body is not."""
+        return self._head is not None
+
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client waits for ``100 Continue`` before it sends its body."""
+        return (
+            self._head is not None
+            and self._head.expects_continue
+            and not self._body
+            and self._at == len(self._data)
+        )
+
+    def next(self) -> tuple[Head, bytes] | None:
+        """Return the next complete request, or None if more bytes are needed."""
+        head = self._head
+        if head is None:
+            head = self._next_head()
+            if head is None:
+                return None
+            if head.length == 0:
+                return head, b""
+            limit = head.route.max_body
+            if limit is None:
+                limit = self._cache.limits.body
+            if head.length > limit:
+                raise HTTPError(413, f"the body is longer than {limit} bytes")
+            self._head = head
+            self._missing = head.length
+            self._chunks = ChunkedDecoder(limit) if head.length == CHUNKED else None
+        body = self._next_body()
+        if body is None:
+            return None
+        self._head = None
+        return head, body
+
+    def _next_head(self) -> Head | None:
+        data, at = self._data, self._at
+        while data.startswith(b"\r\n", at):
+            at += 2
+        self._at = at
+        stop = data.find(END, max(at, self._seen - 3))
+        limits = self._cache.limits
+        if stop < 0:
+            self._seen = len(data)
+            if len(data) - at > limits.head:
+                if data.find(b"\r\n", at, at + limits.target + 64) < 0:
+                    raise HTTPError(414, "the request line is too long")
+                raise HTTPError(431, f"the head is longer than {limits.head} bytes")
+            if b"\n" in data[at:] and data.count(b"\n", at) != data.count(b"\r\n", at):
+                raise HTTPError(400, "a line of the head does not end with CRLF")
+            return None
+        stop += 4
+        if stop - at > limits.head:
+            raise HTTPError(431, f"the head is longer than {limits.head} bytes")
+        raw = data[at:stop]
+        head = self._cache.found.get(raw) or self._cache.parse(raw)
+        self._at = self._seen = stop
+        return head
+
+    def _next_body(self) -> bytes | None:
+        data, at = self._data, self._at
+        if self._chunks is not None:
+            self._at, body = self._chunks.feed(data, at)
+            return body
+        piece = data[at : at + self._missing]
+        self._at = at + len(piece)
+        self._missing -= len(piece)
+        if not self._missing and not self._body:
+            return piece
+        self._body.append(piece)
+        if self._missing:
+            return None
+        body = b"".join(self._body)
+        self._body = []
+        return body

@@ -1,0 +1,250 @@
+"""From the bytes of a head to a checked and routed ``Head``, remembered.
+
+Clients repeat the same bytes on every request. ``HeadCache`` maps the exact bytes of a head
+that was accepted to its parsed and routed form; identical bytes always parse identically, and
+routes do not change while a worker lives, so it changes nothing but speed.
+
+Bounds: ``entries`` heads of at most ``longest`` bytes each, the oldest entry leaves first. While
+nearly every head is new the cache stops storing, and tries again later.
+
+What a head must fulfil here, beyond what httptools (llhttp) checks (RFC 9112 unless said):
+
+1. Lines end with CRLF; no bare CR or LF, no NUL, no folded lines (sections 2.2 and 5.2).
+2. Version 1.0 or 1.1 (505 otherwise); the method is a token (501 if nobody knows it).
+3. HTTP/1.1 has exactly one well-formed ``Host`` (section 3.2).
+4. ``Content-Length`` comes once and is digits only; with ``Transfer-Encoding`` it is refused;
+   of transfer codings only ``chunked``, once, and only in HTTP/1.1 (sections 6.1 to 6.3).
+5. ``Expect`` is ``100-continue`` or 417 (RFC 9110, section 10.1.1).
+6. Targets in origin form, absolute form, or ``*`` for OPTIONS (section 3.2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import httptools
+
+from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.request import CHUNKED, Head
+from fluxor_fast.routing import Router
+
+__all__ = ["HeadCache", "Limits", "parse_head"]
+
+_REQUEST_LINE = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\r\n"
+)
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(:[0-9]*)?")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may measure, in bytes (but for ``headers``, a count)."""
+
+    head: int = 16 * 1024
+    target: int = 8 * 1024
+    headers: int = 100
+    body: int = 1024 * 1024
+
+
+class _Fields:
+    """Collects what the parser finds."""
+
+    __slots__ = ("done", "headers", "url")
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.done = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.done = True
+
+
+def _bad(message: str) -> HTTPError:
+    return HTTPError(400, message)
+
+
+def parse_head(raw: bytes, router: Router, limits: Limits) -> Head:
+    """Return the head in ``raw``, which ends with the empty line.
+
+    :raises HTTPError: for what the module's rules refuse; the connection must then be closed.
+    """
+    if raw.count(b"\n") != raw.count(b"\r\n") or raw.count(b"\r") != raw.count(b"\n"):
+        raise _bad("a line of the head does not end with CRLF")
+    if b"\0" in raw or b"\r\n " in raw or b"\r\n\t" in raw:
+        raise _bad("the head holds a NUL or a folded line")
+    line = _REQUEST_LINE.match(raw)
+    if line is None:
+        raise _bad("the request line is malformed")
+    method, target, major, minor = line.groups()
+    if len(target) > limits.target:
+        raise HTTPError(414, f"the request target is longer than {limits.target} bytes")
+    if major != b"1" or minor not in b"01":
+        raise HTTPError(505, "this server speaks HTTP/1.1 and HTTP/1.0")
+    if method == b"CONNECT":
+        raise HTTPError(501, "CONNECT is not served")
+    fields = _Fields()
+    parser = httptools.HttpRequestParser(fields)
+    try:
+        parser.feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass  # an offer that is not taken up; only the head was fed, nothing is lost
+    except httptools.HttpParserInvalidMethodError:
+        raise HTTPError(501, "the method is not known here") from None
+    except httptools.HttpParserError as error:
+        raise _bad(f"the head is malformed: {error}") from None
+    if not fields.done:
+        raise _bad("the head is malformed")
+    if len(fields.headers) > limits.headers:
+        raise HTTPError(431, f"more than {limits.headers} header fields")
+    return _check(method, fields, minor == b"1", router)
+
+
+def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Head:
+    hosts: list[bytes] = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    tokens: set[bytes] = set()
+    request_id: bytes | None = None
+    expects = False
+    for name, value in fields.headers:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value)
+        elif name == b"connection":
+            tokens.update(token.strip() for token in value.lower().split(b","))
+        elif name == b"expect":
+            if value.lower() != b"100-continue":
+                raise HTTPError(417, "the only expectation met here is 100-continue")
+            expects = http_11  # RFC 9110, section 10.1.1: a 1.0 client gets no 100
+        elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            request_id = value
+    if len(hosts) > 1 or (http_11 and not hosts):
+        raise _bad("exactly one Host field is wanted")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise _bad("the Host field is malformed")
+    path, query = _target(fields.url, method)
+    route, params = router.match(method.decode(), path)
+    return Head(
+        method=method.decode(),
+        path=path,
+        query=query,
+        http_11=http_11,
+        raw_headers=tuple(fields.headers),
+        length=_length(lengths, codings, http_11),
+        keep_alive=b"close" not in tokens and (http_11 or b"keep-alive" in tokens),
+        expects_continue=expects,
+        request_id=request_id,
+        route=route,
+        params=params,
+    )
+
+
+def _length(lengths: list[bytes], codings: list[bytes], http_11: bool) -> int:
+    if codings:
+        if lengths:
+            raise _bad("Content-Length beside Transfer-Encoding")
+        if not http_11:
+            raise _bad("Transfer-Encoding in an HTTP/1.0 request")
+        if len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise HTTPError(501, "the only transfer coding served is chunked, once")
+        return CHUNKED
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+        raise _bad("Content-Length is malformed or comes more than once")
+    return int(lengths[0])
+
+
+def _target(url: bytes, method: bytes) -> tuple[str, bytes]:
+    """Return path and query of a request target."""
+    if url == b"*" and method == b"OPTIONS":
+        return "*", b""
+    if not url.startswith(b"/"):
+        absolute = _ABSOLUTE.fullmatch(url)
+        if absolute is None or not absolute[1] or not _HOST.fullmatch(absolute[1]):
+            raise _bad("the request target is malformed")
+        url = absolute[2]
+        if not url.startswith(b"/"):
+            url = b"/" + url
+    if b"#" in url:
+        raise _bad("the request target has a fragment")
+    path, _, query = url.partition(b"?")
+    try:
+        return path.decode("ascii"), query
+    except UnicodeDecodeError:
+        raise _bad("the request target is not ASCII") from None
+
+
+class HeadCache:
+    """Heads by their exact bytes.
+
+    :param router: where parsed heads are routed.
+    :param served: how many requests the worker has taken so far, hits and misses alike.
+    :param entries: how many heads are kept; ``longest``: the longest head kept, in bytes.
+    """
+
+    REVIEW: Final = 512  # misses between two looks at whether storing pays
+    REST: Final = 8192  # misses for which a cache that did not pay stores nothing
+
+    def __init__(
+        self,
+        router: Router,
+        limits: Limits,
+        served: Callable[[], int],
+        *,
+        entries: int = 1024,
+        longest: int = 2048,
+    ) -> None:
+        self.limits = limits
+        self.found: dict[bytes, Head] = {}  # looked up by the protocol itself: no call on a hit
+        self._router = router
+        self._served = served
+        self._entries = entries
+        self._longest = longest
+        self._countdown = self.REVIEW
+        self._served_then = 0
+        self._storing = entries > 0
+
+    def parse(self, raw: bytes) -> Head:
+        """Return the head in ``raw``, which is not in the cache, and remember it.
+
+        :raises HTTPError: as ``parse_head``; what is refused is never remembered.
+        """
+        head = parse_head(raw, self._router, self.limits)
+        self._countdown -= 1
+        if self._countdown == 0:
+            self._review()
+        if self._storing and len(raw) <= self._longest:
+            found = self.found
+            if len(found) >= self._entries:
+                del found[next(iter(found))]
+            found[raw] = head
+        return head
+
+    def _review(self) -> None:
+        served = self._served()
+        taken = max(served - self._served_then, 1)
+        self._served_then = served
+        if self._storing and 0.9 * taken < self.REVIEW:
+            self._storing = False
+            self.found.clear()
+            self._countdown = self.REST
+        else:
+            self._storing = self._entries > 0
+            self._countdown = self.REVIEW

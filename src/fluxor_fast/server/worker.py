@@ -1,0 +1,268 @@
+"""A worker process: loads the application, serves until told to stop, drains.
+
+The arbiter forks and calls ``run_worker``; the exit code is its return value. A worker that
+cannot start says why in one line and leaves with the code of the error (see ``errors``); the
+arbiter halts on it.
+
+``SIGTERM`` drains: no new connections, idle ones are closed, what is in the system is answered
+with ``Connection: close``. ``SIGQUIT`` leaves at once. ``SIGINT`` is the arbiter's business: a
+terminal sends it to all processes. When the arbiter dies, the pipe to it reports the end, and
+the worker drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
+from pathlib import Path
+
+import uvloop
+
+from fluxor_fast.app import App
+from fluxor_fast.arbiter.shared import SharedMemory, State, Word
+from fluxor_fast.config import Settings
+from fluxor_fast.errors import AppImportError, BootError, FluxorError
+from fluxor_fast.middleware.access_log import access_log
+from fluxor_fast.observability.metrics import InstanceMetrics
+from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
+from fluxor_fast.server.batch import BatchRunner, request_ids
+from fluxor_fast.server.heads import HeadCache, Limits
+from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+
+__all__ = ["load_app", "run_worker"]
+
+log = logging.getLogger("fluxor_fast.worker")
+
+SWEEP_SECONDS = 1.0
+
+
+def load_app(name: str, folder: Path | None = None) -> App:
+    """Import the application ``module:attribute``, from the current folder too.
+
+    :raises AppImportError: with one line saying what is missing, or what the import raised.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise AppImportError(f"the application is named module:attribute, not {name!r}")
+    sys.path.insert(0, str(folder or Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except FluxorError as error:
+        raise AppImportError(f"{name}: {error}") from error
+    except Exception as error:
+        raise AppImportError(
+            f"{name}: importing {module_name} failed: {type(error).__name__}: {error}"
+            + _place(error)
+        ) from error
+    app = getattr(module, attribute, None)
+    if app is None:
+        raise AppImportError(f"{name}: {module_name} has no {attribute!r}")
+    if not isinstance(app, App):
+        raise AppImportError(f"{name}: {attribute} is a {type(app).__name__}, not an App")
+    return app
+
+
+def _place(error: BaseException) -> str:
+    """Return where in the application's own code an import failed."""
+    trace = error.__traceback__
+    where = ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if "importlib" not in code.co_filename and code.co_filename != __file__:
+            where = f" ({code.co_filename}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return where
+
+
+def run_worker(
+    settings: Settings,
+    memory: SharedMemory,
+    index: int,
+    listener: socket.socket,
+    lifeline: int,
+) -> int:
+    """Serve as worker ``index`` until told to stop; return the exit code.
+
+    :param listener: a bound and listening socket.
+    :param lifeline: reading end of a pipe whose other end only the arbiter holds.
+    """
+    memory.region(index)[Word.PID] = os.getpid()
+    memory.region(index)[Word.STATE] = State.BOOTING
+    try:
+        app = load_app(settings.server.app)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            worker = Worker(settings, memory, index, app)
+            return runner.run(worker.serve(listener, lifeline))
+    except FluxorError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except Exception:
+        log.exception("worker %d failed", index)
+        return FluxorError.exit_code
+
+
+class Worker:
+    """What one worker process consists of."""
+
+    def __init__(self, settings: Settings, memory: SharedMemory, index: int, app: App) -> None:
+        self.settings = settings
+        self.memory = memory
+        self.index = index
+        self.app = app
+        self.region = memory.region(index)
+        self.open: set[HttpProtocol] = set()
+        self.threads = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
+        app.settings = settings
+        app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
+
+    async def serve(self, listener: socket.socket, lifeline: int) -> int:
+        """Start, serve, drain."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGQUIT, os._exit, 0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.set_blocking(lifeline, False)
+
+        def orphaned() -> None:
+            loop.remove_reader(lifeline)
+            log.warning("the arbiter is gone: worker %d drains and leaves", self.index)
+            stop.set()
+
+        loop.add_reader(lifeline, orphaned)
+        self._beat()
+        heart = loop.create_task(self._keep_beating())
+
+        if self.settings.observability.access_log:
+            self.app.add_middleware(access_log)
+        try:
+            await self.app.start()
+        except FluxorError:
+            raise
+        except Exception as error:
+            raise BootError(
+                f"{self.settings.server.app}: a startup hook failed:"
+                f" {type(error).__name__}: {error}{_place(error)}"
+            ) from error
+        service = self._service(loop)
+        runner = service.runner
+        self._sweep(service)
+        server = await loop.create_server(
+            lambda: HttpProtocol(service), sock=listener, backlog=self.settings.server.backlog
+        )
+        # what is there now stays: the collector need not look at it again, and the pages stay
+        # shared with the other workers; later garbage is nearly all freed by reference counts
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        self.region[Word.STATE] = State.READY
+        sweeper = loop.create_task(self._keep_sweeping(service))
+
+        await stop.wait()
+        self.region[Word.STATE] = State.DRAINING
+        server.close()
+        runner.draining = True
+        for connection in list(self.open):
+            connection.close_idle()
+        graceful = self.settings.server.graceful_timeout
+        cancelled = await runner.finish(graceful)
+        if cancelled:
+            log.warning("%d requests did not end within %g s", cancelled, graceful)
+        await self._wait_closed(1.0)
+        sweeper.cancel()
+        await self.app.stop()
+        heart.cancel()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        runner.publish_latencies()
+        return 0
+
+    def _service(self, loop: asyncio.AbstractEventLoop) -> Service:
+        server = self.settings.server
+        capacity = server.capacity
+        memory, index = self.memory, self.index
+        fence = full_fence()
+
+        def limit(words: memoryview[int], byte: int) -> SharedLimit:
+            return SharedLimit(words, index, fence, KernelLock(memory.fd, byte))
+
+        runner = BatchRunner(
+            limit=limit(memory.permits, 0),
+            slots=limit(memory.slots, 1),
+            thresholds=Thresholds.of(
+                max_ccu=capacity.max_ccu,
+                normal=capacity.normal,
+                slots=capacity.slots,
+                max_queue=capacity.max_queue,
+            ),
+            region=self.region,
+            deadline=server.queue_deadline,
+            slice_seconds=server.slice_ms / 1000,
+            ids=request_ids(secrets.token_hex(8).encode()),
+            call_soon=loop.call_soon,
+            call_later=loop.call_later,
+            threads=self.threads,
+        )
+        heads = HeadCache(
+            self.app.router(),
+            Limits(server.max_head, server.max_target, server.max_headers, server.max_body),
+            lambda: runner.offered,
+        )
+        return Service(
+            app=self.app,
+            runner=runner,
+            heads=heads,
+            timeouts=Timeouts(
+                server.header_timeout,
+                server.body_timeout,
+                server.keep_alive_timeout,
+                server.write_timeout,
+            ),
+            connections=limit(memory.connections, 2),
+            max_connections=capacity.max_connections,
+            max_pipeline=server.max_pipeline,
+            trusted_proxies=server.trusted_proxies,
+            open=self.open,
+        )
+
+    def _beat(self) -> None:
+        self.region[Word.HEARTBEAT] = time.monotonic_ns()
+
+    async def _keep_beating(self) -> None:
+        # its own task, so that it beats while the startup hooks run
+        while True:
+            self._beat()
+            await asyncio.sleep(0.5)
+
+    def _sweep(self, service: Service) -> None:
+        """Do what is due about once a second: the date, timeouts, the histogram."""
+        runner = service.runner
+        now = time.time()
+        runner.tick = int(time.monotonic())
+        runner.block = f"Date: {formatdate(now, usegmt=True)}\r\nX-Request-ID: ".encode()
+        for connection in list(self.open):
+            connection.check(runner.tick)
+        runner.publish_latencies()
+
+    async def _keep_sweeping(self, service: Service) -> None:
+        while True:
+            # just after the full second, so that the date is right
+            await asyncio.sleep(SWEEP_SECONDS - time.time() % SWEEP_SECONDS + 0.001)
+            self._sweep(service)
+
+    async def _wait_closed(self, seconds: float) -> None:
+        """Let the last answers leave."""
+        until = time.monotonic() + seconds
+        while self.open and time.monotonic() < until:
+            for connection in list(self.open):
+                connection.close_idle()
+            await asyncio.sleep(0.005)
