@@ -1,17 +1,15 @@
 """Settings: one definition per knob, read from four places, all faults told at once.
 
-* Precedence is default < YAML file < environment < command line flag.
-* A knob has three names: ``server.max_ccu`` in the file, ``FLUXOR_MAX_CCU`` in the environment
-  and ``--max-ccu`` on the command line. Those of ``database`` carry that prefix
+* Precedence is default < YAML file < environment < command line flag. A knob has three names:
+  ``server.max_ccu``, ``FLUXOR_MAX_CCU`` and ``--max-ccu``; those of ``database`` are prefixed
   (``--database-url``); ``jwt_secret`` has no flag, because everyone can read flags with ``ps``.
 * ``PORT``, ``DB_HOST``, ``DATABASE_URL`` and ``JWT_SECRET`` are read where the ``FLUXOR_…``
   variable is not given. The file is that of ``--config``, ``FLUXOR_CONFIG`` or ``CONFIG_PATH``.
 * Null in the file and the empty string in the environment mean "not given". The file's scalars
   are read as text, as in the environment: YAML's octal numbers and dates change what is meant.
-* Every value is checked, even one that is overridden. Unknown keys and unknown ``FLUXOR_…``
-  variables are typing mistakes and so are errors. :func:`load` raises one ``ConfigError`` with
-  a line per fault: source, key, value. Secrets are never shown.
-* Settings are immutable, so that what was checked at the start is what holds later.
+* Every value is checked, even an overridden one. Unknown keys and ``FLUXOR_…`` variables are
+  typing mistakes, so errors too. :func:`load` raises one ``ConfigError`` with a line for each
+  fault: source, key, value (never that of a secret). Once checked, settings are immutable.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -34,8 +32,7 @@ from fluxor_fast.errors import ConfigError
 
 
 def _networks(value: object) -> object:
-    """Take a list of networks, or a string with commas between them."""
-    items = value.split(",") if isinstance(value, str) else value
+    items = value.split(",") if isinstance(value, str) else value  # a list in the file
     try:
         return tuple(ip_network(str(item).strip()) for item in items)  # type: ignore[attr-defined]
     except (TypeError, ValueError):  # 10.0.0.1/8 may mean one host or a network
@@ -43,8 +40,9 @@ def _networks(value: object) -> object:
 
 
 def _long_enough(secret: SecretStr) -> SecretStr:
-    if len(secret.get_secret_value().encode(errors="replace")) < 32:
-        raise ValueError("must be at least 32 bytes long")  # RFC 7518, 3.2: that of the hash
+    text = secret.get_secret_value()  # RFC 7518, 3.2: as long as the hash, which is 32 bytes
+    if len(text.encode(errors="replace")) < 32 or re.search("[\ud800-\udfff]", text):
+        raise ValueError("must be at least 32 bytes long, and UTF-8")
     return secret
 
 
@@ -99,7 +97,7 @@ class _Section(BaseModel):
 
 
 class ServerSettings(_Section):
-    """Listener, capacity, time limits (in seconds) and sizes; per instance unless they say so."""
+    """Listener, capacity, time limits and sizes; per instance unless they say so."""
 
     app: Text = _knob("fluxor_fast.service:app", "module:attribute; the reference service")
     host: Text = _knob("127.0.0.1", "address to listen on; not the world, unless you say so")
@@ -107,26 +105,28 @@ class ServerSettings(_Section):
     workers: Few | Literal["auto"] = _knob("auto", "processes; auto, one for each usable core")
     max_ccu: Count = _knob(5000, "most users at once, running and waiting; the peak we test")
     utilization: Percent = _knob(67, "percent of max_ccu for normal routes; a third is reserve")
-    slots: Count | None = _knob(None, "requests running; normal / 10 in 50..500: most only wait")
-    max_queue: Size | None = _knob(None, "requests waiting; normal - slots, 100 at least")
-    max_connections: Count | None = _knob(None, "open connections; max_ccu, one for each user")
-    queue_deadline: Seconds = _knob(1.0, "longest wait for a slot; then clients have given up")
-    graceful_timeout: Grace = _knob(30.0, "for requests to end at a stop; as Kubernetes waits")
-    boot_timeout: Seconds = _knob(30.0, "for a worker to start; an import can hang")
-    heartbeat_timeout: Seconds = _knob(30.0, "standstill of a loop until SIGKILL; it hangs")
+    slots: Count | None = _knob(
+        None, "requests running; a tenth of normal (50..500), most only wait"
+    )
+    max_queue: Size | None = _knob(None, "requests waiting; normal - slots, but room for 100")
+    max_connections: Count | None = _knob(None, "open connections; max_ccu, as each user has one")
+    queue_deadline: Seconds = _knob(1.0, "seconds to wait for a slot; then clients have given up")
+    graceful_timeout: Grace = _knob(30.0, "seconds for requests to end at a stop; as Kubernetes")
+    boot_timeout: Seconds = _knob(30.0, "seconds for a worker to get ready; an import can hang")
+    heartbeat_timeout: Seconds = _knob(30.0, "seconds a loop may stall until SIGKILL; it hangs")
     backlog: Count = _knob(2048, "connections the kernel holds until accepted; for bursts")
     threads: Few = _knob(8, "blocking handlers at once, per worker; they share an interpreter")
-    header_timeout: Seconds = _knob(10.0, "for a whole head; trickled bytes hold a place")
-    body_timeout: Seconds = _knob(30.0, "for a whole body; max_body fits in at 300 kbit/s")
-    keep_alive_timeout: Seconds = _knob(75.0, "idle connection; load balancers keep theirs 60")
-    write_timeout: Seconds = _knob(30.0, "answer left unread by a client; it holds a permit")
+    header_timeout: Seconds = _knob(10.0, "seconds for a whole head; trickled bytes hold a place")
+    body_timeout: Seconds = _knob(30.0, "seconds for a whole body; max_body fits at 300 kbit/s")
+    keep_alive_timeout: Seconds = _knob(75.0, "seconds unused; load balancers keep theirs 60")
+    write_timeout: Seconds = _knob(30.0, "seconds an answer may stay unread; it holds a permit")
     max_head: Count = _knob(16_384, "bytes of request line and headers; room for large cookies")
     max_target: Count = _knob(8192, "bytes of the request target; RFC 9112 asks for 8000")
     max_headers: Count = _knob(100, "header lines; several times what browsers send")
     max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
     max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
     slice_ms: Millis = _knob(2.0, "milliseconds of handlers per loop turn; then it looks around")
-    trusted_proxies: Networks = _knob((), "networks whose forwarding headers are believed; none")
+    trusted_proxies: Networks = _knob((), "networks whose forwarding headers count; others lie")
     dev: bool = _knob(False, "development conveniences; off, as they are unsafe in public")
 
     @property
@@ -151,12 +151,12 @@ class DatabaseSettings(_Section):
     embedded: Path | None = _knob(None, "data folder of an embedded PostgreSQL; for trials")
     pool_max: Count | None = _knob(None, "most connections; 100, 200 or 300 as max_ccu grows")
     pool_min: Size | None = _knob(None, "connections kept open; 10, 50 or 100 as max_ccu grows")
-    pool_timeout: Seconds = _knob(2.0, "longest wait for a connection; then better a 503")
+    pool_timeout: Seconds = _knob(2.0, "seconds to wait for a connection; then better a 503")
     max_waiting: Size = _knob(1000, "requests waiting for a connection; so not all slots do")
-    lifetime: Seconds = _knob(1800.0, "age of a connection until replaced; follows failovers")
-    idle: Seconds = _knob(300.0, "until an unused connection closes; outlasts a lull")
-    statement_timeout: Seconds = _knob(5.0, "for a statement; a bad one must not hold its place")
-    connect_timeout: Seconds = _knob(3.0, "to reach the server; one lost packet costs 1 s")
+    lifetime: Seconds = _knob(1800.0, "seconds until a connection is replaced; follows failovers")
+    idle: Seconds = _knob(300.0, "seconds until an unused connection closes; outlasts a lull")
+    statement_timeout: Seconds = _knob(5.0, "seconds for a statement; a bad one must not hold on")
+    connect_timeout: Seconds = _knob(3.0, "seconds to reach the server; a lost packet costs one")
 
     def pool_sizes(self, max_ccu: int) -> tuple[int, int]:
         """Return (min, max); where one is explicit, the derived other one gives way."""
@@ -177,8 +177,8 @@ class DatabaseSettings(_Section):
         host = f"[{self.host}]" if ":" in self.host else quote(self.host, "")
         # libpq would prefer a host among the parameters to the one before the path.
         kept = [p for p in query.split("&") if p.split("=")[0] not in ("", "host", "hostaddr")]
-        tail = "?" + "&".join(kept) if kept else ""
-        return f"{scheme}://{user}{at}{host}{port[0] if port else ''}{path or '/'}{tail}"
+        place = f"{user}{at}{host}{port[0] if port else ''}"
+        return urlunsplit((scheme, place, path or "/", "&".join(kept), ""))
 
 
 class AuthSettings(_Section):
@@ -239,8 +239,9 @@ def knobs() -> Iterator[Knob]:
             yield Knob(*names, *about, is_secret=path in ("auth.jwt_secret", "database.url"))
 
 
-_Table = dict[str, Knob]
-_Given = Iterator[tuple[str, Knob, object]]  # where a value was given (for messages), and for what
+_Given = Iterator[tuple[str, Knob, object]]  # where (for messages), which knob, what value
+# Kubernetes puts these into pods when a service is called fluxor or fluxor-fast.
+_LINK = re.compile(r"FLUXOR_(\w*_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP)|PORT=\w+://)")
 
 
 def load(
@@ -253,7 +254,12 @@ def load(
     problems: list[str] = []
     file = config or environ.get("FLUXOR_CONFIG") or environ.get("CONFIG_PATH")
     given = list(_from_file(Path(file), table, problems)) if file else []
-    given += _from_environ(environ, table, problems)
+    env = {name: v for name, v in environ.items() if v and not _LINK.match(f"{name}={v}")}
+    for knob in table.values():
+        name = knob.env if knob.env in env else knob.alias
+        given += [(name, knob, env[name])] if name in env else []
+    names = ["FLUXOR_CONFIG", *(knob.env for knob in table.values())]
+    problems += [_unknown("", n, names) for n in env if n.startswith("FLUXOR_") and n not in names]
     given += [(table[p].flag or p, table[p], v) for p, v in flags.items() if v is not None]
     values: dict[str, dict[str, object]] = {section: {} for section in _SECTIONS}
     for where, knob, value in given:
@@ -275,15 +281,14 @@ class _Loader(yaml.BaseLoader):
         if node.tag.rpartition(":")[2] not in ("str", "seq", "map"):
             raise yaml.MarkedYAMLError(None, None, "a tag has no meaning here", node.start_mark)
         keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-        for index, key in enumerate(keys):
-            if any(key.value == other.value for other in keys[:index]):
-                raise yaml.MarkedYAMLError(None, None, "a key is given twice", key.start_mark)
+        for key in (k for i, k in enumerate(keys) if k.value in [o.value for o in keys[:i]]):
+            raise yaml.MarkedYAMLError(None, None, "a key is given twice", key.start_mark)
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
         null = plain and node.value in ("", "~", "null", "Null", "NULL")
         return None if null else super().construct_object(node, deep)
 
 
-def _from_file(path: Path, table: _Table, problems: list[str]) -> _Given:
+def _from_file(path: Path, table: dict[str, Knob], problems: list[str]) -> _Given:
     data, fault = None, None
     try:
         data = yaml.load(path.read_bytes(), _Loader) or {}
@@ -298,8 +303,7 @@ def _from_file(path: Path, table: _Table, problems: list[str]) -> _Given:
         fault = f"line {mark.line + 1}, column {mark.column + 1}: {fault}" if mark else fault
     if not isinstance(data, dict):
         problems.append(f"{path}: {fault or 'is not a mapping of sections'}")
-        return
-    for section, content in data.items():
+    for section, content in (data if isinstance(data, dict) else {}).items():
         if section not in _SECTIONS:
             problems.append(_unknown(f"{path}: ", section, [*_SECTIONS, *table]))
         elif not isinstance(content, dict | None):
@@ -312,21 +316,6 @@ def _from_file(path: Path, table: _Table, problems: list[str]) -> _Given:
                     problems.append(_unknown(f"{path}: ", key, table))
                 elif value is not None:
                     yield f"{path}: {key}", table[key], value
-
-
-# Kubernetes puts these into pods when a service is called fluxor or fluxor-fast.
-_LINK = re.compile(r"FLUXOR_(\w*_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP)|PORT=\w+://)")
-
-
-def _from_environ(environ: Mapping[str, str], table: _Table, problems: list[str]) -> _Given:
-    ours = {n: v for n, v in environ.items() if v and not _LINK.match(f"{n}={v}")}
-    for knob in table.values():
-        name = knob.env if knob.env in ours else knob.alias
-        if name in ours:
-            yield name, knob, ours[name]
-    names = ["FLUXOR_CONFIG", *(knob.env for knob in table.values())]
-    odd = [name for name in ours if name.startswith("FLUXOR_") and name not in names]
-    problems += [_unknown("", name, names) for name in odd]
 
 
 def _unknown(where: str, name: object, known: Iterable[str]) -> str:
@@ -357,8 +346,7 @@ def masked(settings: Settings) -> str:
     # The checks leave no @ but the one after the password, which may be a parameter as well.
     url = re.sub(r"(://[^:@]*):[^@]*@", r"\1:********@", settings.database.effective_url or "")
     url = re.sub(r"([?&][^=&]*(?:pass|secret|_key|%)[^=&]*=)[^&]*", r"\1********", url)
-    low, high = settings.database.pool_sizes(settings.server.max_ccu)
-    sizes = {"workers": settings.server.worker_count, "pool_min": low, "pool_max": high}
     data["database"]["url"] = url or None
-    data["capacity"] = asdict(settings.server.capacity) | sizes
+    low, high = settings.database.pool_sizes(settings.server.max_ccu)
+    data["capacity"] = asdict(settings.server.capacity) | {"pool_min": low, "pool_max": high}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

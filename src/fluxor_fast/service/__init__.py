@@ -1,0 +1,22 @@
+"""The reference service: accounts, users, health and metrics on PostgreSQL.
+
+``fluxor-fast serve`` runs ``fluxor_fast.service:app`` when no other application is named.
+"""
+
+from fluxor_fast.app import App
+from fluxor_fast.service import accounts, runtime, status, users
+
+__all__ = ["app", "build"]
+
+
+def build() -> App:
+    """Return a new application with every route and hook of the service."""
+    made = App()
+    runtime.install(made)
+    status.add_routes(made)
+    accounts.add_routes(made)
+    users.add_routes(made)
+    return made
+
+
+app = build()

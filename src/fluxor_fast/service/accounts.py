@@ -1,0 +1,83 @@
+"""Accounts: register, log in, and how someone becomes an administrator.
+
+The answer to a wrong password and to an unknown user is the same, in words and in time. Nobody
+becomes an administrator over HTTP: ``python -m fluxor_fast.service grant EMAIL admin`` does it,
+for who holds the database's credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import psycopg
+
+from fluxor_fast.app import App
+from fluxor_fast.auth.tokens import unauthorized
+from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.request import Request
+from fluxor_fast.http.response import Response
+from fluxor_fast.service.forms import Login, Registration, parse
+from fluxor_fast.service.runtime import Runtime, runtime
+from fluxor_fast.service.users import created, insert_user
+
+__all__ = ["add_routes", "grant_role"]
+
+
+def add_routes(app: App) -> None:
+    """Register these routes on ``app``."""
+    app.post("/api/auth/register")(register)
+    app.post("/api/auth/login")(login)
+
+
+async def register(request: Request) -> Response:
+    """Make an account; 409 when the email address is taken."""
+    form = parse(Registration, request)
+    return created(await insert_user(runtime(request), form.email, form.name, form.password))
+
+
+async def login(request: Request) -> dict[str, Any]:
+    """Return a token for good credentials, with the seconds it lasts."""
+    form = parse(Login, request)
+    parts = runtime(request)
+    user = await parts.database.fetch_one(
+        "select id, email, roles, password_hash from users where lower(email) = lower(%s)",
+        form.email,
+    )
+    hashed = None if user is None else user["password_hash"]
+    matches = await parts.passwords.verify(hashed, form.password)
+    if user is None or hashed is None or not matches:
+        raise unauthorized("the email address or the password is wrong", "WRONG_CREDENTIALS")
+    if parts.passwords.needs_rehash(hashed):
+        await _rehash(parts, user["id"], hashed, form.password)
+    return {
+        "token": parts.tokens.issue(user["id"], user["email"], user["roles"]),
+        "expires_in": parts.tokens.lifetime,
+        "request_id": request.id,
+    }
+
+
+async def _rehash(parts: Runtime, user_id: int, hashed: str, password: str) -> None:
+    """Store the password with today's parameters, unless someone has changed it meanwhile."""
+    with contextlib.suppress(HTTPError):  # busy: the next login will do
+        await parts.database.execute(
+            "update users set password_hash = %s where id = %s and password_hash = %s",
+            await parts.passwords.hash(password),
+            user_id,
+            hashed,
+        )
+
+
+def grant_role(url: str, email: str, role: str) -> bool:
+    """Give a user a role, once; return whether there is such a user.
+
+    :param url: PostgreSQL URL.
+    :raises psycopg.Error: when the database cannot be asked.
+    """
+    with psycopg.connect(url) as connection:
+        cursor = connection.execute(
+            "update users set roles = array_append(array_remove(roles, %(role)s), %(role)s)"
+            " where lower(email) = lower(%(email)s)",
+            {"role": role, "email": email},
+        )
+        return cursor.rowcount > 0

@@ -1,0 +1,84 @@
+"""Users: list, get, create; all need a token.
+
+The list goes by keyset (``after`` is the last id of the page before), so that a page costs the
+same wherever it is, and none is skipped or repeated while users are added.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from fluxor_fast.app import App
+from fluxor_fast.auth.roles import authenticated
+from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.request import Request
+from fluxor_fast.http.response import Response
+from fluxor_fast.service.forms import NewUser, page_of, parse
+from fluxor_fast.service.runtime import Runtime, runtime, tokens_of
+
+__all__ = ["add_routes", "created", "insert_user"]
+
+
+def add_routes(app: App) -> None:
+    """Register these routes on ``app``."""
+    signed_in = (authenticated(tokens_of),)
+    app.get("/api/users", middleware=signed_in)(list_users)
+    app.post("/api/users", middleware=signed_in)(create_user)
+    app.get("/api/users/{id:int}", middleware=signed_in)(get_user)
+
+
+async def list_users(request: Request) -> dict[str, Any]:
+    """Return a page of users by id, and under ``next`` the ``after`` of the page that follows."""
+    limit, after = page_of(request)
+    rows = await runtime(request).database.fetch_all(
+        "select id, email, name, roles, created_at from users where id > %s order by id limit %s",
+        after,
+        limit + 1,  # one more tells whether a page follows
+    )
+    users = rows[:limit]
+    return {"users": users, "next": users[-1]["id"] if len(rows) > limit else None}
+
+
+async def get_user(request: Request, id: int) -> dict[str, Any]:
+    """Return one user."""
+    user = await runtime(request).database.fetch_one(
+        "select id, email, name, roles, created_at from users where id = %s", id
+    )
+    if user is None:
+        raise HTTPError(404, f"there is no user {id}")
+    return user
+
+
+async def create_user(request: Request) -> Response:
+    """Make a user; 409 when the email address is taken."""
+    form = parse(NewUser, request)
+    return created(await insert_user(runtime(request), form.email, form.name, form.password))
+
+
+async def insert_user(
+    parts: Runtime, email: str, name: str | None, password: str | None
+) -> dict[str, Any]:
+    """Store a user with the role ``user`` and return it, without its password.
+
+    :raises HTTPError: 409 ``CONFLICT`` when the address is taken, in whatever case.
+    """
+    hashed = None if password is None else await parts.passwords.hash(password)
+    try:
+        user = await parts.database.fetch_one(
+            "insert into users (email, name, password_hash) values (%s, %s, %s)"
+            " returning id, email, name, roles, created_at",
+            email,
+            name,
+            hashed,
+        )
+    except psycopg.errors.UniqueViolation:
+        raise HTTPError(409, "a user with this email address exists already") from None
+    assert user is not None
+    return user
+
+
+def created(user: dict[str, Any]) -> Response:
+    """Return the answer to having made ``user``."""
+    return Response.json(user, 201, {"Location": f"/api/users/{user['id']}"})
