@@ -105,9 +105,7 @@ class ServerSettings(_Section):
     workers: Few | Literal["auto"] = _knob("auto", "processes; auto, one for each usable core")
     max_ccu: Count = _knob(5000, "most users at once, running and waiting; the peak we test")
     utilization: Percent = _knob(67, "percent of max_ccu for normal routes; a third is reserve")
-    slots: Count | None = _knob(
-        None, "requests running; a tenth of normal (50..500), most only wait"
-    )
+    slots: Count | None = _knob(None, "requests running; a tenth of normal (50..500): most wait")
     max_queue: Size | None = _knob(None, "requests waiting; normal - slots, but room for 100")
     max_connections: Count | None = _knob(None, "open connections; max_ccu, as each user has one")
     queue_deadline: Seconds = _knob(1.0, "seconds to wait for a slot; then clients have given up")
@@ -299,7 +297,7 @@ def _from_file(path: Path, table: dict[str, Knob], problems: list[str]) -> _Give
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         # What is quoted may be part of a secret that begins with * or !, unless it is a mark.
-        fault = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", error.problem or "is not YAML")
+        fault = re.sub(r"'[^'\s<]{3,}'|\"[^\"\s<]{3,}\"", "…", error.problem or "is not YAML")
         fault = f"line {mark.line + 1}, column {mark.column + 1}: {fault}" if mark else fault
     if not isinstance(data, dict):
         problems.append(f"{path}: {fault or 'is not a mapping of sections'}")

