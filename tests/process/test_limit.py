@@ -31,6 +31,15 @@ def flood(port: int, count: int, target: str) -> list[Client]:
     return clients
 
 
+def one_of(port: int, pid: int) -> Client:
+    """Open a connection to the worker ``pid``."""
+    while True:
+        client = Client(port, timeout=30)
+        if client.request("/who").json["pid"] == pid:
+            return client
+        client.close()
+
+
 def refused(clients: list[Client], expected: int) -> list[Client]:
     """Wait until ``expected`` clients have an answer, then a moment more; return all that do."""
     with selectors.DefaultSelector() as selector:
@@ -97,10 +106,14 @@ def test_exactly_the_limit_is_in_the_system_and_the_rest_is_refused(gate: Path) 
 
 def test_the_whole_limit_is_there_again_after_sigkill_of_a_worker(gate: Path) -> None:
     with LiveServer("held:app", *FLAGS, env={"HELD_GATE": str(gate)}) as server:
-        clients = flood(server.port, 100, "/hold")
+        victim = server.workers[1]
+        clients = [one_of(server.port, pid) for pid in server.workers]  # each holds something
+        for client in clients:
+            client.send("/hold")
+        eventually(lambda: get(server.port, "/figures").json["ccu"] == 3, "one each")
+        clients += flood(server.port, 97, "/hold")
         assert len(refused(clients, 80)) == 80
         before = get(server.port, "/figures").json
-        victim = server.workers[1]
 
         started = time.monotonic()
         os.kill(victim, signal.SIGKILL)

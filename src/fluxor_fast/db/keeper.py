@@ -95,10 +95,10 @@ class Keeper:
     """There is one exactly while the database is there."""
 
     def __init__(self, url: str, options: Options) -> None:
+        self._conninfo = conninfo(url, options.connect_timeout)
         self.place = place(url)
         self.lent: set[Connection] = set()
         self.served = 0  # queries that succeeded
-        self._conninfo = conninfo(url, options.connect_timeout)
         self._options = options
         self._min_size = min(options.min_size, options.max_size)
         self._max_size = options.max_size

@@ -1,0 +1,45 @@
+"""A PostgreSQL server for the session, a database of its own for each module."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from fluxor_fast.db.embedded import EmbeddedPostgres
+
+
+@pytest.fixture(scope="session")
+def postgres_folder() -> Iterator[Path]:
+    # not pytest's own tmp_path: as root, the server's user must be able to reach it
+    folder = Path(tempfile.mkdtemp(prefix="fluxor-fast-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_folder: Path) -> Iterator[EmbeddedPostgres]:
+    """The server that tests share; one that stops its server makes its own."""
+    server = EmbeddedPostgres(postgres_folder / "shared", max_connections=60)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """URL of an empty database, dropped after the module."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        yield postgres.url.replace("/postgres?", f"/{name}?")
+        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))

@@ -1,0 +1,350 @@
+"""A worker's server without the worker: the real protocol on a real loop and a real socket.
+
+``serving`` wires everything as ``worker.py`` does, on a loopback port of this process. When it
+ends it checks what must hold for every test: no error reached the loop, and nothing is left
+over (all shared words are 0, and the counters add up).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from ipaddress import ip_network
+from typing import Any
+
+import orjson
+import uvloop
+
+from fluxor_fast.app import App
+from fluxor_fast.arbiter.shared import SHED_REASONS, SharedMemory, Word
+from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
+from fluxor_fast.server.batch import BatchRunner, request_ids
+from fluxor_fast.server.heads import HeadCache, Limits
+from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+
+PATIENCE = 10.0  # seconds until a test that waits for something gives up
+
+Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def in_loop(test: Test) -> Callable[..., None]:
+    """Run an ``async def`` test in a uvloop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **named: Any) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(test(*args, **named))
+
+    return run
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Wait until ``condition`` holds; fail with ``what`` if it takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        await asyncio.sleep(0.001)
+
+
+async def turns(count: int = 20) -> None:
+    """Let the loop go round, so that what could happen has happened."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.005)
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Answer:
+    """One answer as it stood on the wire."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    raw_head: bytes = field(repr=False, default=b"")
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Client:
+    """One connection. Reads strictly: what is no well-formed answer fails the test."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.buffer = b""
+        self.interim: list[int] = []  # 1xx answers seen
+
+    @property
+    def port(self) -> int:
+        return int(self.sock.getsockname()[1])
+
+    async def send(self, data: bytes) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def send_pieces(self, pieces: list[bytes]) -> None:
+        """Send each piece by itself; the server reads in between."""
+        for piece in pieces:
+            try:
+                await self.send(piece)
+            except (ConnectionResetError, BrokenPipeError):
+                return  # an answer may have come already, and the rest is not wanted
+            await asyncio.sleep(0)
+
+    async def _more(self) -> bool:
+        async with asyncio.timeout(PATIENCE):
+            data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 18)
+        self.buffer += data
+        return bool(data)
+
+    async def answer(self, *, head: bool = False) -> Answer:
+        """Return the next answer that is not interim; ``head``: it has no body."""
+        while True:
+            while b"\r\n\r\n" not in self.buffer:
+                assert await self._more(), f"no answer, but the end: {self.buffer!r}"
+            raw, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+            line, *lines = raw.split(b"\r\n")
+            match = re.fullmatch(rb"HTTP/1\.1 ([1-5][0-9][0-9]) [\x20-\x7e]+", line)
+            assert match, f"not a status line: {line!r}"
+            status = int(match[1])
+            headers: dict[str, str] = {}
+            for one in lines:
+                found = re.fullmatch(rb"([A-Za-z0-9-]+): ([\x20-\x7e]*)", one)
+                assert found, f"not a header line: {one!r}"
+                name = found[1].decode().lower()
+                assert name not in headers, f"{name} comes twice"
+                headers[name] = found[2].decode()
+            if status < 200:
+                self.interim.append(status)
+                continue
+            if status in (204, 304) or head:
+                return Answer(status, headers, b"", raw)
+            size = int(headers["content-length"])
+            pieces = [self.buffer]
+            missing = size - len(self.buffer)
+            self.buffer = b""
+            while missing > 0:
+                assert await self._more(), "the end in the middle of a body"
+                pieces.append(self.buffer)
+                missing -= len(self.buffer)
+                self.buffer = b""
+            body = b"".join(pieces)
+            self.buffer = body[size:]
+            return Answer(status, headers, body[:size], raw)
+
+    async def get(self, path: str = "/", *lines: str, method: str = "GET") -> Answer:
+        await self.send(head(path, *lines, method=method))
+        return await self.answer(head=method == "HEAD")
+
+    async def at_end(self) -> bool:
+        """Wait for what comes next; whether that is the end of the stream."""
+        if self.buffer:
+            return False
+        try:
+            return not await self._more()
+        except ConnectionResetError:
+            return True
+
+    async def rest(self) -> list[Answer]:
+        """Return all answers up to the end of the stream."""
+        answers = []
+        while not await self.at_end():
+            answers.append(await self.answer())
+        return answers
+
+    async def silent(self) -> bool:
+        """Whether nothing comes, not even the end, while the loop goes round."""
+        await turns()
+        try:
+            return not self.buffer and self.sock.recv(1, socket.MSG_PEEK) is None
+        except BlockingIOError:
+            return not self.buffer
+
+    def shut(self) -> None:
+        """Say that nothing more is sent."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Go away so that the server sees it: with a reset."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def head(path: str = "/", *lines: str, method: str = "GET", version: str = "1.1") -> bytes:
+    """Return the bytes of a head with ``Host`` and the lines given."""
+    fields = "".join(line + "\r\n" for line in ("Host: test", *lines))
+    return f"{method} {path} HTTP/{version}\r\n{fields}\r\n".encode("latin-1")
+
+
+def post(path: str, body: bytes, *lines: str) -> bytes:
+    """Return the bytes of a POST with its body."""
+    return head(path, f"Content-Length: {len(body)}", *lines, method="POST") + body
+
+
+def make_runner(
+    loop_like: Any,
+    memory: SharedMemory,
+    index: int = 0,
+    *,
+    max_ccu: int = 1000,
+    normal: int | None = None,
+    slots: int = 100,
+    max_queue: int = 1000,
+    deadline: float = 5.0,
+    slice_seconds: float = 0.002,
+    threads: Any = None,
+) -> BatchRunner:
+    """Return a runner as ``worker.py`` makes it; ``loop_like`` has call_soon and call_later."""
+    fence = full_fence()
+    runner = BatchRunner(
+        limit=SharedLimit(memory.permits, index, fence, KernelLock(memory.fd, 0)),
+        slots=SharedLimit(memory.slots, index, fence, KernelLock(memory.fd, 1)),
+        thresholds=Thresholds.of(
+            max_ccu=max_ccu,
+            normal=max_ccu if normal is None else normal,
+            slots=slots,
+            max_queue=max_queue,
+        ),
+        region=memory.region(index),
+        deadline=deadline,
+        slice_seconds=slice_seconds,
+        ids=request_ids(b"0123456789abcdef"),
+        call_soon=loop_like.call_soon,
+        call_later=loop_like.call_later,
+        threads=threads,
+    )
+    runner.block = f"Date: {formatdate(time.time(), usegmt=True)}\r\nX-Request-ID: ".encode()
+    runner.tick = 1000
+    return runner
+
+
+class Server:
+    """One instance with one worker, served by this process."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        limits: Limits | None = None,
+        max_connections: int = 1000,
+        max_pipeline: int = 32,
+        trusted_proxies: tuple[str, ...] = (),
+        memory: SharedMemory | None = None,
+        **knobs: Any,
+    ) -> None:
+        self.app = app
+        self.memory = memory or SharedMemory(2)
+        self.threads = ThreadPoolExecutor(2)
+        self.runner = make_runner(
+            asyncio.get_running_loop(), self.memory, threads=self.threads, **knobs
+        )
+        self.service = Service(
+            app=app,
+            runner=self.runner,
+            heads=HeadCache(app.router(), limits or Limits(), lambda: self.runner.offered),
+            timeouts=Timeouts(head=10, body=30, keep_alive=75, write=30),
+            connections=SharedLimit(
+                self.memory.connections, 0, full_fence(), KernelLock(self.memory.fd, 2)
+            ),
+            max_connections=max_connections,
+            max_pipeline=max_pipeline,
+            trusted_proxies=tuple(ip_network(one) for one in trusted_proxies),
+            open=set(),
+        )
+        self.errors: list[str] = []
+        self.port = 0
+        self.clients: list[Client] = []
+
+    async def connect(self, *, receive_buffer: int = 0) -> Client:
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        client = Client(sock)
+        self.clients.append(client)
+        return client
+
+    async def pair(self) -> tuple[Client, HttpProtocol]:
+        """Return a new connection, both ends of it."""
+        before = set(self.service.open)
+        client = await self.connect()
+        await until(lambda: self.service.open - before, "the server takes the connection")
+        (protocol,) = self.service.open - before
+        return client, protocol
+
+    @property
+    def permits(self) -> int:
+        return self.runner.limit.total()
+
+    def check(self, seconds: int) -> None:
+        """Do what the sweep does, ``seconds`` later."""
+        self.runner.tick += seconds
+        for connection in list(self.service.open):
+            connection.check(self.runner.tick)
+
+    def counters(self) -> dict[str, int]:
+        region = self.memory.region(0)
+        names = ("OFFERED", "ACCEPTED", "COMPLETED", "ABORTED")
+        figures = {name.lower(): region[Word[name]] for name in names}
+        for at, reason in enumerate(SHED_REASONS):
+            figures[reason] = region[Word.SHED + at]
+        return figures
+
+    def assert_nothing_left(self) -> None:
+        """All words are 0; offered = accepted + Σ shed; accepted = completed + aborted."""
+        assert self.errors == []
+        assert self.runner.busy == 0
+        assert self.memory.permits.tolist() == [0, 0]
+        assert self.memory.slots.tolist() == [0, 0]
+        assert self.memory.connections.tolist() == [0, 0]
+        figures = self.counters()
+        shed = sum(figures[reason] for reason in SHED_REASONS)
+        assert figures["offered"] == figures["accepted"] + shed, figures
+        assert figures["accepted"] == figures["completed"] + figures["aborted"], figures
+
+
+@asynccontextmanager
+async def serving(app: App, **knobs: Any) -> AsyncIterator[Server]:
+    """Serve ``app`` and yield the ``Server``; at the end, check that nothing is left over."""
+    loop = asyncio.get_running_loop()
+    server = Server(app, **knobs)
+
+    def caught(_: object, context: dict[str, Any]) -> None:
+        server.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+    loop.set_exception_handler(caught)
+    listening = await loop.create_server(
+        lambda: HttpProtocol(server.service), "127.0.0.1", 0, backlog=512
+    )
+    server.port = listening.sockets[0].getsockname()[1]
+    try:
+        yield server
+        for client in server.clients:
+            client.close()
+        for connection in list(server.service.open):
+            connection.abort()
+        await until(lambda: not server.service.open, "all connections are gone")
+        await until(lambda: server.runner.busy == 0, "no request is left")
+        await turns(5)  # the last turn publishes
+        server.assert_nothing_left()
+    finally:
+        listening.close()
+        for client in server.clients:
+            client.close()
+        server.threads.shutdown(wait=False, cancel_futures=True)
