@@ -115,6 +115,16 @@ def cpu_since(before: Mapping[int, float], root: int) -> float:
     return sum(used - before.get(pid, 0.0) for pid, used in cpu_seconds(root).items())
 
 
+def idle_seconds() -> dict[int, float]:
+    """Return the seconds each core has been idle, waiting for a disk included."""
+    found = {}
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            found[int(name[3:])] = (int(ticks[3]) + int(ticks[4])) / _TICKS
+    return found
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of several processes together. ``pss`` divides shared pages among their users."""
@@ -386,13 +396,14 @@ def run_wrk(
     *,
     connections: int,
     seconds: float,
+    cores: Cores,
     threads: int = 1,
-    cpus: Iterable[int] | None = None,
     think_ms: tuple[int, int] | None = None,
     near_end: Callable[[], None] = lambda: None,
 ) -> Load:
     """Load a server and return what came of it.
 
+    :param cores: what wrk runs on.
     :param think_ms: pause of each connection between answer and next request; None for none.
     :param near_end: called shortly before the end, while all connections are open.
     :raises Failed: at any error: of a connection, of an answer, or of wrk itself.
@@ -405,7 +416,7 @@ def run_wrk(
         command += ["--", *map(str, think_ms)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
-    with pinned(cpus):
+    with pinned(cores.generator):
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -465,21 +476,38 @@ class Round:
     cores: float
     """The server's user and system time per second of the run."""
     memory: Memory
+    busy: tuple[float, float] | None
+    """How busy the server's core and wrk's were, whoever used them; None if not pinned."""
 
 
-def measured(server: Server, path: str, **options: Any) -> Round:
+def measured(server: Server, path: str, *, cores: Cores, **options: Any) -> Round:
     """Run wrk against ``server`` (options as for ``run_wrk``) and account for the server too."""
     memory: list[Memory] = []
+    if cores.server is not None and os.sched_getaffinity(server.pid) != cores.server:
+        raise Failed(f"{server.name} is not on its core")
     before = cpu_seconds(server.pid)
+    idle_before = idle_seconds()
     started = time.monotonic()
     load = run_wrk(
-        server.port, path, near_end=lambda: memory.append(memory_of(server.tree)), **options
+        server.port,
+        path,
+        cores=cores,
+        near_end=lambda: memory.append(memory_of(server.tree)),
+        **options,
     )
     used = cpu_since(before, server.pid)
     took = time.monotonic() - started
+    idle = idle_seconds()
+    busy = None
+    if cores.server and cores.generator:
+        own, its = (
+            1 - sum(idle[core] - idle_before[core] for core in group) / took / len(group)
+            for group in (cores.server, cores.generator)
+        )
+        busy = (own, its)
     if not server.alive or before.keys() - cpu_seconds(server.pid).keys():
         raise Failed(f"{server.name} lost a process: {server.tail()}")
-    return Round(load, used / load.requests * 1e6, used / took, memory[0])
+    return Round(load, used / load.requests * 1e6, used / took, memory[0], busy)
 
 
 # figures
@@ -500,8 +528,14 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def generator_bound(rounds: Iterable[Round]) -> bool:
-    """Return whether the generator, not the server, may have been at its end."""
+    """Return whether the generator, not the server, was at its end."""
     return statistics.median(r.load.generator_cpu for r in rounds) > GENERATOR_BOUND
+
+
+def busy_of(rounds: Sequence[Round]) -> tuple[float, ...]:
+    """Return the medians of how busy the two cores were; nothing if the server was not pinned."""
+    both = [r.busy for r in rounds if r.busy is not None]
+    return tuple(statistics.median(part) for part in zip(*both, strict=True))
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:

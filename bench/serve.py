@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 import harness
 from harness import Cores, Failed, Round, Server, progress
 
@@ -31,19 +30,32 @@ COMPARED = ("/health", "/")
 """The paths that the other servers' applications answer."""
 
 
-def fluxor_options(connections: Sequence[int]) -> list[str]:
+def fluxor_options(connections: int) -> list[str]:
     """Return what our server needs to take that many connections."""
-    return ["--max-connections", str(max(6000, *connections))]
+    return ["--max-connections", str(max(6000, connections))]
 
 
-def command(name: str, port: int, workers: int, database: Path, most: int, answer: str) -> Server:
-    """Return a server that is not started yet."""
+def contestant(
+    name: str,
+    *,
+    workers: int,
+    cores: Cores,
+    database: Path,
+    connections: int = 64,
+    answer: str = "",
+) -> Server:
+    """Return a server that is not started yet.
+
+    :param connections: how many it must take.
+    :param answer: what the ceiling writes, in base64.
+    """
+    port = harness.free_port()
     address = ["--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
     common = [*address, "--backlog", "4096", "--log-level", "warning"]
     script = ["--port", str(port), "--workers", str(workers)]
     commands: dict[str, Callable[[], list[str]]] = {
         "fluxor": lambda: harness.fluxor_command(
-            port, database, workers=workers, extra=fluxor_options([most])
+            port, database, workers=workers, extra=fluxor_options(connections)
         ),
         "ceiling": lambda: [
             sys.executable, str(SERVERS / "ceiling.py"), *script, "--answer", answer,
@@ -63,7 +75,7 @@ def command(name: str, port: int, workers: int, database: Path, most: int, answe
         name,
         commands[name](),
         port,
-        cpus=Cores.of(workers).server,
+        cpus=cores.server,
         # the program's own folder is not on the path of a console script
         environ={"PYTHONPATH": str(SERVERS)} if name in ("uvicorn", "granian") else {},
     )
@@ -82,10 +94,9 @@ def check(server: Server, path: str, expected: harness.Answer) -> None:
         raise Failed(f"{server.name} answers an old document: {answer.body!r}")
 
 
-def reference(path: str, workers: int, database: Path) -> harness.Answer:
+def reference(path: str, database: Path) -> harness.Answer:
     """Return our own answer: the others' must match it, and the ceiling writes its bytes."""
-    port = harness.free_port()
-    with command("fluxor", port, workers, database, 1, "") as server:
+    with contestant("fluxor", workers=1, cores=Cores(), database=database) as server:
         answer = harness.fetch(server.port, path)
     if answer.status != 200 or answer.content_type != "application/json":
         raise Failed(f"{path} answers {answer.status} {answer.content_type}, not JSON with 200")
@@ -100,11 +111,11 @@ def measure(
     seconds: float,
     path: str,
     workers: int,
+    cores: Cores,
     database: Path,
     expected: harness.Answer,
 ) -> dict[tuple[int, str], list[Round]]:
     """Return the counted rounds by connections and server."""
-    cores = Cores.of(workers)
     shuffled = random.Random(SEED)
     answer = harness.to_base64(expected.raw)
     found: dict[tuple[int, str], list[Round]] = {(c, n): [] for c in connections for n in names}
@@ -113,17 +124,19 @@ def measure(
             turns = list(found)
             shuffled.shuffle(turns)
             for at, (count, name) in enumerate(turns, 1):
-                wrk: dict[str, Any] = {
-                    "connections": count,
-                    "threads": min(workers, count),
-                    "cpus": cores.generator,
-                }
-                port = harness.free_port()
-                with command(name, port, workers, database, max(connections), answer) as server:
+                wrk: dict[str, Any] = {"connections": count, "threads": min(workers, count)}
+                with contestant(
+                    name,
+                    workers=workers,
+                    cores=cores,
+                    database=database,
+                    connections=count,
+                    answer=answer,
+                ) as server:
                     check(server, path, expected)
                     try:
-                        harness.run_wrk(port, path, seconds=min(1.0, seconds), **wrk)
-                        done = harness.measured(server, path, seconds=seconds, **wrk)
+                        harness.run_wrk(server.port, path, cores=cores, seconds=1, **wrk)
+                        done = harness.measured(server, path, cores=cores, seconds=seconds, **wrk)
                     except Failed as error:
                         raise Failed(f"{name}, {count} connections: {error}") from None
                 found[count, name].append(done)
@@ -138,8 +151,8 @@ def table(found: dict[tuple[int, str], list[Round]]) -> str:
     """Return the medians as Markdown."""
     lines = [
         "| connections | server | RPS (least–most) | P50 ms | P99 ms | CPU µs/request (least–most)"
-        " | × ceiling | wrk's core | memory MB |",
-        "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+        " | × ceiling | wrk's CPU | core busy: server, wrk | memory MB |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for (count, name), rounds in found.items():
         rps = harness.spread([r.load.rps for r in rounds])
@@ -149,13 +162,14 @@ def table(found: dict[tuple[int, str], list[Round]]) -> str:
         if ceiling:
             ratio = f"{cpu.median / harness.spread([r.cpu_us for r in ceiling]).median:.2f}"
         share = harness.spread([r.load.generator_cpu for r in rounds]).median
+        busy = ", ".join(f"{part:.0%}" for part in harness.busy_of(rounds)) or "–"
         mark = " **generator-bound**" if harness.generator_bound(rounds) else ""
         lines.append(
             f"| {count:,} | {name} | {rps.median:,.0f} ({rps.least:,.0f}–{rps.greatest:,.0f})"
             f" | {harness.spread([r.load.p50 for r in rounds]).median:.2f}"
             f" | {harness.spread([r.load.p99 for r in rounds]).median:.2f}"
             f" | {cpu.median:.1f} ({cpu.least:.1f}–{cpu.greatest:.1f}) | {ratio}"
-            f" | {share:.0%}{mark} | {harness.megabytes(rounds[-1].memory)} |"
+            f" | {share:.0%}{mark} | {busy} | {harness.megabytes(rounds[-1].memory)} |"
         )
     return "\n".join(lines)
 
@@ -221,7 +235,7 @@ def main(
     progress(f"{before['cpu']}, {before['kernel']}; {cores.said}; seed {SEED}")
     try:
         with harness.interruptible(), harness.scratch() as database:
-            expected = reference(path, workers, database)
+            expected = reference(path, database)
             found = measure(
                 names,
                 counts,
@@ -229,6 +243,7 @@ def main(
                 seconds=seconds,
                 path=path,
                 workers=workers,
+                cores=cores,
                 database=database,
                 expected=expected,
             )

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.support.server import Client, LiveServer, eventually, get
 
 

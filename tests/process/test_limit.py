@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.support.server import Answer, Client, LiveServer, eventually, get
 
 # normal capacity 20, of which 6 run; critical routes up to 40

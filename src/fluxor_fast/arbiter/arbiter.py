@@ -37,7 +37,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fluxor_fast.arbiter.shared import SharedMemory, State, Word
-from fluxor_fast.arbiter.sockets import bind_listeners
+from fluxor_fast.arbiter.sockets import bind_listeners, provide_descriptors
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import BootError
 
@@ -121,6 +121,7 @@ class Arbiter:
         server = self._settings.server
         self._listeners = bind_listeners(server.host, server.port, self._count)
         port = self._listeners[0].getsockname()[1]
+        provide_descriptors(server.capacity.max_connections)
         self._lifeline = os.pipe()
         wake_in, wake_out = os.pipe()
         os.set_blocking(wake_in, False)

@@ -11,12 +11,19 @@ port is first bound without it, which fails while anybody listens there.
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import resource
 import socket
 
 from fluxor_fast.errors import ListenError
 
-__all__ = ["bind_listeners"]
+__all__ = ["bind_listeners", "provide_descriptors"]
+
+log = logging.getLogger("fluxor_fast.arbiter")
+
+OWN_DESCRIPTORS = 128
+"""What a worker needs beside its clients' connections: database, files, loop, pipes."""
 
 _REASONS = {
     errno.EADDRINUSE: "the port is in use by another process",
@@ -57,3 +64,25 @@ def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
         reason = _REASONS.get(error.errno or 0, os.strerror(error.errno or 0))
         raise ListenError(f"cannot listen on {host}:{port}: {reason}") from error
     return listeners
+
+
+def provide_descriptors(connections: int) -> None:
+    """Raise this process's limit of open files so that one worker can hold ``connections``.
+
+    The soft limit (1,024 on many systems) is raised as far as the hard one allows; if that is
+    not far enough, a warning says so. Workers inherit it.
+    """
+    wanted = connections + OWN_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        log.warning(
+            "%d connections need %d open files and the limit is %d: raise it"
+            " (ulimit -Hn, LimitNOFILE) or lower max_connections",
+            connections,
+            wanted,
+            most,
+        )

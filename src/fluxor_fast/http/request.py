@@ -133,7 +133,17 @@ class Request:
     ``id``, ``client``, ``app`` and ``state``. The other attributes belong to the server.
     """
 
-    __slots__ = ("_state", "answer", "arrived", "body", "connection", "head", "permit", "queued", "rid")
+    __slots__ = (
+        "_state",
+        "answer",
+        "arrived",
+        "body",
+        "connection",
+        "head",
+        "permit",
+        "queued",
+        "rid",
+    )
 
     arrived: float
     """When the server took the request in, in monotonic seconds."""
