@@ -184,12 +184,99 @@ def command_of(name: str) -> str:
     return found
 
 
+# one request
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as it stood on the wire."""
+
+    raw: bytes
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def content_type(self) -> str:
+        """``Content-Type`` without parameters."""
+        return self.headers.get("content-type", "").partition(";")[0].strip()
+
+
+def fetch(
+    port: int,
+    path: str,
+    *,
+    method: str = "GET",
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 5.0,
+) -> Answer:
+    """Send one request on a connection of its own; the answer must carry its length.
+
+    :raises OSError: if nobody answers in time.
+    :raises ValueError: if the answer is cut short or has no length.
+    """
+    fields = {"Host": f"127.0.0.1:{port}", **(headers or {})}
+    if body:
+        fields["Content-Length"] = str(len(body))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    with socket.create_connection(("127.0.0.1", port), timeout) as connection:
+        connection.sendall(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
+        raw = bytearray()
+        end = -1
+        while end < 0 or len(raw) < end:
+            data = connection.recv(65536)
+            if not data:
+                raise ValueError("the answer was cut short")
+            raw += data
+            if end < 0 and b"\r\n\r\n" in raw:
+                head = bytes(raw).partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+                found = {
+                    name.lower(): value.strip()
+                    for name, _, value in (line.partition(":") for line in head[1:])
+                }
+                start = raw.index(b"\r\n\r\n") + 4
+                end = start + int(found.get("content-length", "no length"))
+    return Answer(bytes(raw), int(head[0].split()[1]), found, bytes(raw[start:end]))
+
+
+def answers(port: int) -> bool:
+    """Return whether a server is there."""
+    return fetch(port, "/health", timeout=1.0).status == 200
+
+
+def gauges(port: int) -> dict[str, float]:
+    """Return the figures of ``/metrics``, which is never refused and not counted itself."""
+    text = fetch(port, "/metrics", timeout=1.0).body.decode()
+    return {
+        name: float(value)
+        for name, _, value in (
+            line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")
+        )
+    }
+
+
+def all_ready(workers: int) -> Callable[[int], bool]:
+    """Return the test whether fluxor-fast has all its workers, and the database.
+
+    The first worker answers before the others are there; connections made then would all be its.
+    """
+
+    def ready(port: int) -> bool:
+        return (
+            fetch(port, "/ready", timeout=1.0).status == 200
+            and gauges(port)["workers_ready"] == workers
+        )
+
+    return ready
+
+
 class Server:
     """A server process and its descendants, from start to end of the ``with`` block.
 
     :param command: program and arguments.
     :param port: where it will listen on 127.0.0.1.
-    :param ready_path: polled until it answers 200.
+    :param ready: polled with the port until it is true.
     :param cpus: cores it may use; None for all.
     """
 
@@ -199,14 +286,14 @@ class Server:
         command: Sequence[str],
         port: int,
         *,
-        ready_path: str = "/health",
+        ready: Callable[[int], bool] = answers,
         cpus: Iterable[int] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.command = list(command)
         self.port = port
-        self.ready_path = ready_path
+        self.ready = ready
         self.cpus = cpus
         self.environ = dict(environ or {})
         self.pid = 0
@@ -239,7 +326,7 @@ class Server:
             if self._process.poll() is not None:
                 raise Failed(f"{self.name} ended with {self._process.returncode}: {self.tail()}")
             with suppress(OSError, ValueError):
-                if fetch(self.port, self.ready_path, timeout=1.0).status == 200:
+                if self.ready(self.port):
                     return
             time.sleep(0.05)
         raise Failed(f"{self.name} was not ready after {READY_SECONDS:g} s: {self.tail()}")
@@ -306,62 +393,6 @@ def scratch() -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o711)  # PostgreSQL runs as a user of its own when we are root
         yield folder / "database"
-
-
-# one request
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer as it stood on the wire."""
-
-    raw: bytes
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def content_type(self) -> str:
-        """``Content-Type`` without parameters."""
-        return self.headers.get("content-type", "").partition(";")[0].strip()
-
-
-def fetch(
-    port: int,
-    path: str,
-    *,
-    method: str = "GET",
-    body: bytes = b"",
-    headers: Mapping[str, str] | None = None,
-    timeout: float = 5.0,
-) -> Answer:
-    """Send one request on a connection of its own; the answer must carry its length.
-
-    :raises OSError: if nobody answers in time.
-    :raises ValueError: if the answer is cut short or has no length.
-    """
-    fields = {"Host": f"127.0.0.1:{port}", **(headers or {})}
-    if body:
-        fields["Content-Length"] = str(len(body))
-    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    with socket.create_connection(("127.0.0.1", port), timeout) as connection:
-        connection.sendall(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
-        raw = bytearray()
-        end = -1
-        while end < 0 or len(raw) < end:
-            data = connection.recv(65536)
-            if not data:
-                raise ValueError("the answer was cut short")
-            raw += data
-            if end < 0 and b"\r\n\r\n" in raw:
-                head = bytes(raw).partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
-                found = {
-                    name.lower(): value.strip()
-                    for name, _, value in (line.partition(":") for line in head[1:])
-                }
-                start = raw.index(b"\r\n\r\n") + 4
-                end = start + int(found.get("content-length", "no length"))
-    return Answer(bytes(raw), int(head[0].split()[1]), found, bytes(raw[start:end]))
 
 
 # wrk
@@ -528,8 +559,21 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def generator_bound(rounds: Iterable[Round]) -> bool:
-    """Return whether the generator, not the server, was at its end."""
-    return statistics.median(r.load.generator_cpu for r in rounds) > GENERATOR_BOUND
+    """Return whether the generator, not the server, may have been at its end.
+
+    Its own CPU is looked at, and its core's: what others took there it could not use.
+    """
+    shares = [max(r.load.generator_cpu, r.busy[1] if r.busy else 0.0) for r in rounds]
+    return statistics.median(shares) > GENERATOR_BOUND
+
+
+def strangers(rounds: Iterable[Round]) -> float:
+    """Return the share of the server's core that was used by others than the server.
+
+    Work of the kernel that it charges to nobody counts as a stranger's.
+    """
+    shares = [r.busy[0] - r.cores for r in rounds if r.busy is not None]
+    return max(0.0, statistics.median(shares)) if shares else 0.0
 
 
 def busy_of(rounds: Sequence[Round]) -> tuple[float, ...]:
@@ -556,6 +600,7 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
         name: asdict(spread([of(r) for r in rounds])) for name, of in figures.items()
     }
     found["generator_bound"] = generator_bound(rounds)
+    found["strangers_on_server_core"] = strangers(rounds)
     found["processes"] = rounds[-1].memory.processes
     return found
 

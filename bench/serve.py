@@ -76,6 +76,7 @@ def contestant(
         commands[name](),
         port,
         cpus=cores.server,
+        ready=harness.all_ready(workers) if name == "fluxor" else harness.answers,
         # the program's own folder is not on the path of a console script
         environ={"PYTHONPATH": str(SERVERS)} if name in ("uvicorn", "granian") else {},
     )
@@ -262,6 +263,9 @@ def main(
     harness.write_json(target, report(found, settings, before))
     print(f"`{path}`, {workers} worker(s), {cores.said}, {rounds} rounds of {seconds} s, medians\n")
     print(table(found))
+    shared = max(harness.strangers(rounds) for rounds in found.values())
+    if shared > 0.05:
+        print(f"\nOther work took up to {shared:.0%} of the server's core: measure again in quiet.")
 
 
 if __name__ == "__main__":

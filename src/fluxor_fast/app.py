@@ -91,13 +91,13 @@ class App:
             kind = _kind(path, handler, blocking)
             parameters = parameters_of(path)
             _check_signature(path, handler, parameters)
-            for method in methods:
-                route = Route(
-                    method.upper(), path, handler, kind=kind, priority=rank, max_body=max_body
-                )
-                self._routes.append(route)
-                self._route_middleware[route] = tuple(middleware)
-            Router(self._routes)  # a clash shows where it is made
+            made = [
+                Route(method.upper(), path, handler, kind=kind, priority=rank, max_body=max_body)
+                for method in methods
+            ]
+            Router([*self._routes, *made])  # a clash shows where it is made, and leaves nothing
+            self._routes += made
+            self._route_middleware |= dict.fromkeys(made, tuple(middleware))
             return handler
 
         return register
@@ -170,7 +170,10 @@ class App:
 
 
 def _kind(path: str, handler: Callable[..., Any], blocking: bool) -> Kind:
-    if inspect.iscoroutinefunction(handler):
+    # an object may be called by a coroutine function of its class
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        getattr(handler, "__call__", None)  # noqa: B004
+    ):
         if blocking:
             raise RouteError(f"{path}: a coroutine function cannot be blocking")
         return Kind.ASYNC

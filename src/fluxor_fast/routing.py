@@ -146,6 +146,13 @@ class _Methods:
         return route
 
 
+def _whole_server() -> _Methods:
+    """Return what answers ``OPTIONS *``, which is about no path (RFC 9110, section 9.3.7)."""
+    methods = _Methods()
+    methods.options = methods.denied = Route("OPTIONS", "*", lambda request: Response(status=204))
+    return methods
+
+
 class _Node:
     __slots__ = ("children", "leaf", "names", "parameters", "rest", "rest_name")
 
@@ -192,7 +199,7 @@ class Router:
     """Finds the route for a method and a path."""
 
     def __init__(self, routes: Iterable[Route] = ()) -> None:
-        self._static: dict[str, _Methods] = {}
+        self._static: dict[str, _Methods] = {"*": _whole_server()}
         self._root = _Node()
         for route in routes:
             self.add(route)

@@ -113,7 +113,7 @@ def _field(name: str, value: str) -> bytes:
 
 
 def _default(value: Any) -> Any:
-    """Encode what orjson does not know: pydantic models, msgspec structs, sets and bytes-likes."""
+    """Encode what orjson does not know: pydantic models, msgspec structs, sets."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     fields = getattr(value, "__struct_fields__", None)

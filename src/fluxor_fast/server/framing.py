@@ -14,6 +14,7 @@ Rules kept here (sections of RFC 9112):
 from __future__ import annotations
 
 import re
+from string import ascii_letters, digits
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import CHUNKED, Head
@@ -23,7 +24,8 @@ __all__ = ["ChunkedDecoder", "Reader"]
 
 END = b"\r\n\r\n"
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[\t\x20-\x7e\x80-\xff]*)?")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_BEGINNINGS = frozenset(b"!#$%&'*+-.^_`|~\r" + digits.encode() + ascii_letters.encode())
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -181,20 +183,22 @@ class Reader:
         while data.startswith(b"\r\n", at):
             at += 2
         self._at = at
-        stop = data.find(END, max(at, self._seen - 3))
         limits = self._cache.limits
+        most = at + limits.head
+        stop = data.find(END, max(at, self._seen - 3), most)
         if stop < 0:
+            # what is wrong is told alike however the bytes were cut: by the first that is wrong
             self._seen = len(data)
-            if len(data) - at > limits.head:
+            if at < self._seen and data[at] not in _BEGINNINGS:
+                raise HTTPError(400, "the request line is malformed")
+            if data.count(b"\n", at, most) != data.count(b"\r\n", at, most):
+                raise HTTPError(400, "a line of the head does not end with CRLF")
+            if len(data) > most:
                 if data.find(b"\r\n", at, at + limits.target + 64) < 0:
                     raise HTTPError(414, "the request line is too long")
                 raise HTTPError(431, f"the head is longer than {limits.head} bytes")
-            if b"\n" in data[at:] and data.count(b"\n", at) != data.count(b"\r\n", at):
-                raise HTTPError(400, "a line of the head does not end with CRLF")
             return None
         stop += 4
-        if stop - at > limits.head:
-            raise HTTPError(431, f"the head is longer than {limits.head} bytes")
         raw = data[at:stop]
         head = self._cache.found.get(raw) or self._cache.parse(raw)
         self._at = self._seen = stop
@@ -210,7 +214,8 @@ class Reader:
         self._missing -= len(piece)
         if not self._missing and not self._body:
             return piece
-        self._body.append(piece)
+        if piece:
+            self._body.append(piece)
         if self._missing:
             return None
         body = b"".join(self._body)

@@ -1,0 +1,1041 @@
+"""The protocol over real connections, in this process: order, bounds, timeouts, permits.
+
+``serving`` ends every test with the same question: are all shared words 0, and do the counters
+add up?
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import pytest
+
+from fluxor_fast import App, HTTPError, Request, Response
+from tests.support.inprocess import Client, Server, head, in_loop, post, serving, turns, until
+
+BIG = 8 * 1024 * 1024
+
+
+class Gates:
+    """Handlers that wait until the test lets them go on."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, asyncio.Event] = {}
+        self.entered: list[str] = []
+
+    async def wait(self, name: str) -> None:
+        self.entered.append(name)
+        await self.events.setdefault(name, asyncio.Event()).wait()
+
+    def open(self, name: str) -> None:
+        self.events.setdefault(name, asyncio.Event()).set()
+
+
+class Nothing:
+    """What JSON cannot hold."""
+
+
+def make_app() -> tuple[App, Gates]:
+    app, gates = App(), Gates()
+    app.state.served = []
+
+    @app.get("/")
+    def home(request: Request) -> dict[str, Any]:
+        app.state.served.append("/")
+        return {"home": True}
+
+    @app.get("/n/{n:int}")
+    def number(request: Request, n: int) -> dict[str, int]:
+        app.state.served.append(f"/n/{n}")
+        return {"n": n}
+
+    @app.post("/echo")
+    def echo(request: Request) -> bytes:
+        return request.body
+
+    @app.get("/wait/{name}")
+    async def wait(request: Request, name: str) -> dict[str, str]:
+        await gates.wait(name)
+        return {"waited": name}
+
+    @app.get("/critical/{name}", priority="critical")
+    async def critical(request: Request, name: str) -> dict[str, str]:
+        await gates.wait(name)
+        return {"critical": name}
+
+    @app.get("/health", priority="exempt")
+    def health(request: Request) -> dict[str, str]:
+        return {"status": "healthy"}
+
+    @app.get("/health/deep", priority="exempt")
+    async def deep(request: Request) -> dict[str, str]:
+        await asyncio.sleep(0)
+        return {"status": "healthy"}
+
+    @app.get("/big")
+    def big(request: Request) -> bytes:
+        return b"x" * BIG
+
+    @app.get("/blocking", blocking=True)
+    def blocking(request: Request) -> dict[str, bool]:
+        return {"blocking": True}
+
+    @app.get("/client")
+    def client(request: Request) -> dict[str, str]:
+        return {"client": request.client}
+
+    @app.get("/nothing")
+    def nothing(request: Request) -> None:
+        return None
+
+    @app.get("/fails")
+    def fails(request: Request) -> None:
+        raise RuntimeError("secret detail")
+
+    @app.get("/fails/async")
+    async def fails_async(request: Request) -> None:
+        raise RuntimeError("secret detail")
+
+    @app.get("/teapot")
+    def teapot(request: Request) -> None:
+        raise HTTPError(418, "short and stout", headers={"X-Pot": "tea"}, details={"a": 1})
+
+    @app.get("/value")
+    def value(request: Request) -> Any:
+        return {"it": Nothing()}
+
+    @app.get("/bad/header")
+    def bad_header(request: Request) -> Response:
+        return Response("x", headers={"X-A": "a\r\nX-B: b"})
+
+    @app.get("/bad/error/header")
+    def bad_error_header(request: Request) -> None:
+        raise HTTPError(400, "no", headers={"X-A": "a\r\nX-B: b"})
+
+    @app.get("/bad/error/details")
+    async def bad_error_details(request: Request) -> None:
+        raise HTTPError(400, "no", details=Nothing())
+
+    return app, gates
+
+
+async def statuses(client: Client, count: int) -> list[int]:
+    return [(await client.answer()).status for _ in range(count)]
+
+
+# keeping connections
+
+
+@in_loop
+async def test_a_connection_is_kept_and_no_field_says_so() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        for n in range(20):
+            answer = await client.get(f"/n/{n % 3}")
+            assert (answer.status, answer.json()) == (200, {"n": n % 3})
+            assert "connection" not in answer.headers
+        assert len(server.service.open) == 1
+
+
+@in_loop
+async def test_connection_close_is_answered_and_done() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        answer = await client.get("/", "Connection: close")
+        assert answer.headers["connection"] == "close"
+        assert await client.at_end()
+
+
+@in_loop
+async def test_http_1_0_closes_unless_it_asks_to_keep() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        for _ in range(3):
+            await client.send(head("/", "Connection: keep-alive", version="1.0"))
+            assert (await client.answer()).headers["connection"] == "keep-alive"
+        await client.send(head("/", version="1.0"))
+        assert (await client.answer()).headers["connection"] == "close"
+        assert await client.at_end()
+
+
+@in_loop
+async def test_head_has_the_length_and_no_body() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        full = await client.get("/")
+        bare = await client.get("/", method="HEAD")
+        assert bare.headers["content-length"] == full.headers["content-length"]
+        assert (await client.get("/")).status == 200  # nothing of a body was in between
+
+
+@in_loop
+async def test_no_content_has_neither_length_nor_body() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        answer = await client.get("/nothing")
+        assert answer.status == 204
+        assert "content-length" not in answer.headers
+        assert (await client.get("/")).status == 200
+
+
+@in_loop
+async def test_a_blocking_handler_answers() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        assert (await client.get("/blocking")).json() == {"blocking": True}
+
+
+# order
+
+
+@in_loop
+async def test_a_fast_answer_waits_behind_a_slow_one() -> None:
+    app, gates = make_app()
+    async with serving(app) as server:
+        client = await server.connect()
+        await client.send(head("/n/1") + head("/wait/a") + head("/n/2") + head("/wait/b"))
+        await client.send(head("/n/3"))
+        assert (await client.answer()).json() == {"n": 1}
+        await until(lambda: gates.entered == ["a", "b"], "both run")
+        gates.open("b")
+        assert await client.silent()
+        gates.open("a")
+        answers = [(await client.answer()).json() for _ in range(4)]
+        assert answers == [{"waited": "a"}, {"n": 2}, {"waited": "b"}, {"n": 3}]
+
+
+@in_loop
+async def test_a_refusal_keeps_its_place_in_the_order() -> None:
+    app, gates = make_app()
+    async with serving(app, max_ccu=2) as server:
+        client = await server.connect()
+        await client.send(b"".join(head(path) for path in ("/wait/a", "/wait/b", "/n/1")))
+        await until(lambda: len(gates.entered) == 2, "two run")
+        assert await client.silent()  # the third is refused already, and waits
+        gates.open("b")
+        gates.open("a")
+        assert await statuses(client, 3) == [200, 200, 503]
+
+
+@in_loop
+async def test_a_request_after_answers_that_left_in_one_turn_does_not_overtake_them() -> None:
+    """Two tasks end, their answers wait for the turn; what comes then must stand behind."""
+    app, gates = make_app()
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        await client.get("/")  # its head is in the cache: the short way
+        await client.send(head("/wait/a") + head("/wait/b"))
+        await until(lambda: len(gates.entered) == 2, "both run")
+        gates.open("a")
+        gates.open("b")
+        await until(lambda: protocol.current is None, "both are answered")
+        # as if it had come in the same turn, before the answers were written
+        protocol.data_received(head("/"))
+        answers = [(await client.answer()).json() for _ in range(3)]
+        assert answers == [{"waited": "a"}, {"waited": "b"}, {"home": True}]
+
+
+@in_loop
+async def test_an_error_after_answers_that_left_in_one_turn_does_not_overtake_them() -> None:
+    app, gates = make_app()
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        await client.send(head("/wait/a") + head("/wait/b"))
+        await until(lambda: len(gates.entered) == 2, "both run")
+        gates.open("a")
+        gates.open("b")
+        await until(lambda: protocol.current is None, "both are answered")
+        protocol.data_received(b"not http at all\r\n\r\n")
+        assert [one.status for one in await client.rest()] == [200, 200, 400]
+
+
+@in_loop
+async def test_no_more_than_max_pipeline_requests_are_in_progress() -> None:
+    """The rest waits in the kernel: the socket is not read."""
+    app, gates = make_app()
+    async with serving(app, max_pipeline=4) as server:
+        client, protocol = await server.pair()
+        rounds = 40_000
+        sending = asyncio.ensure_future(client.send(head("/wait/a") + head("/n/7") * rounds))
+        await until(lambda: protocol.order is not None and len(protocol.order) == 4, "the cap")
+        await turns()
+        assert protocol.order is not None and len(protocol.order) == 4
+        assert server.runner.offered == 4
+        assert not sending.done(), "the server read on although the cap was reached"
+        gates.open("a")
+        assert (await client.answer()).json() == {"waited": "a"}
+        for _ in range(rounds):
+            assert (await client.answer()).body == b'{"n":7}'
+            assert protocol.order is None or len(protocol.order) <= 4
+        await sending
+
+
+@pytest.mark.parametrize("cap", [1, 2, 3])
+@in_loop
+async def test_a_small_cap_is_kept_and_answers_all(cap: int) -> None:
+    app, gates = make_app()
+    async with serving(app, max_pipeline=cap) as server:
+        client, _ = await server.pair()
+        await client.send(head("/wait/a") + b"".join(head(f"/n/{n}") for n in range(10)))
+        await until(lambda: gates.entered, "the first runs")
+        await turns()
+        assert server.runner.offered == cap
+        gates.open("a")
+        assert await statuses(client, 11) == [200] * 11
+        await client.send(b"".join(head(f"/n/{n}") for n in range(10)))
+        assert [(await client.answer()).json()["n"] for _ in range(10)] == list(range(10))
+
+
+@pytest.mark.parametrize("cap", [1, 2, 32])
+@in_loop
+async def test_all_that_came_before_the_end_of_input_is_answered(cap: int) -> None:
+    app, gates = make_app()
+    async with serving(app, max_pipeline=cap) as server:
+        client = await server.connect()
+        await client.send(head("/wait/a") + b"".join(head(f"/n/{n}") for n in range(20)))
+        await until(lambda: gates.entered, "the first runs")
+        client.shut()
+        await turns()
+        gates.open("a")
+        assert [one.status for one in await client.rest()] == [200] * 21
+
+
+# Expect
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 4", "Transfer-Encoding: chunked"])
+@in_loop
+async def test_100_continue_is_sent_once_before_the_body(framing: str) -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        await client.send(head("/echo", framing, "Expect: 100-continue", method="POST"))
+        await until(lambda: client.sock.recv(1, socket.MSG_PEEK) if _readable(client) else b"", "?")
+        body = b"body" if framing.startswith("C") else b"4\r\nbody\r\n0\r\n\r\n"
+        for at in range(len(body)):
+            await client.send(body[at : at + 1])
+            await turns(2)
+        answer = await client.answer()
+        assert (answer.status, answer.body, client.interim) == (200, b"body", [100])
+
+
+def _readable(client: Client) -> bool:
+    try:
+        return bool(client.sock.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+
+
+@in_loop
+async def test_no_100_when_the_body_comes_at_once() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        await client.send(post("/echo", b"body", "Expect: 100-continue") + head("/"))
+        assert await statuses(client, 2) == [200, 200]
+        assert client.interim == []
+
+
+@in_loop
+async def test_no_100_when_some_of_the_body_came_with_the_head() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        whole = post("/echo", b"body", "Expect: 100-continue")
+        await client.send(whole[:-2])
+        assert await client.silent()
+        await client.send(whole[-2:])
+        assert (await client.answer()).body == b"body"
+        assert client.interim == []
+
+
+@in_loop
+async def test_no_100_for_http_1_0() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        lines = ("Content-Length: 4", "Expect: 100-continue")
+        await client.send(head("/echo", *lines, method="POST", version="1.0"))
+        assert await client.silent()
+        await client.send(b"body")
+        assert (await client.answer()).body == b"body"
+        assert client.interim == []
+
+
+@in_loop
+async def test_no_100_but_413_for_a_body_that_is_too_long() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        lines = ("Content-Length: 99999999", "Expect: 100-continue")
+        await client.send(head("/echo", *lines, method="POST"))
+        assert [one.status for one in await client.rest()] == [413]
+        assert client.interim == []
+
+
+@pytest.mark.parametrize("before", ["/wait/a", "/n/1"])
+@in_loop
+async def test_100_continue_stands_behind_the_answers_owed(before: str) -> None:
+    """An earlier request answered by the short way must not make the client wait for its 100."""
+    app, gates = make_app()
+    async with serving(app) as server:
+        client = await server.connect()
+        lines = ("Content-Length: 4", "Expect: 100-continue")
+        await client.send(head(before) + head("/echo", *lines, method="POST"))
+        gates.open("a")
+        assert (await client.answer()).status == 200
+        assert client.interim == []
+        await until(lambda: _readable(client), "100 Continue")
+        await client.send(b"body")
+        assert (await client.answer()).body == b"body"
+        assert client.interim == [100]
+
+
+@in_loop
+async def test_every_expectation_gets_its_own_100() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        for count in (1, 2, 3):
+            lines = ("Content-Length: 4", "Expect: 100-continue")
+            await client.send(head("/echo", *lines, method="POST"))
+            await until(lambda: _readable(client), "100 Continue")
+            await client.send(b"body")
+            assert (await client.answer()).body == b"body"
+            assert client.interim == [100] * count
+
+
+# ends of connections
+
+
+@in_loop
+async def test_half_close_gets_its_answer_and_the_end() -> None:
+    app, gates = make_app()
+    async with serving(app) as server:
+        client = await server.connect()
+        await client.send(head("/wait/a"))
+        await until(lambda: gates.entered, "it runs")
+        client.shut()
+        await turns()
+        gates.open("a")
+        assert [one.status for one in await client.rest()] == [200]
+        await until(lambda: not server.service.open, "the server lets it go")
+
+
+@in_loop
+async def test_half_close_at_once_after_a_request_is_answered() -> None:
+    async with serving(make_app()[0]) as server:
+        for path in ("/n/1", "/n/1", "/big"):  # first parsed, then from the cache
+            client = await server.connect()
+            await client.send(head(path))
+            client.shut()
+            assert [one.status for one in await client.rest()] == [200]
+        await until(lambda: not server.service.open, "the server lets them go")
+
+
+@in_loop
+async def test_end_of_input_during_the_short_way_does_not_leave_the_connection_open() -> None:
+    """The answer of the short way knows nothing of the end of input: it must not be taken."""
+    async with serving(make_app()[0]) as server:
+        client, protocol = await server.pair()
+        await client.get("/")
+        protocol.data_received(head("/"))
+        assert protocol.eof_received()  # it has arrived, and is not waiting in a queue
+        client.shut()
+        assert [one.status for one in await client.rest()] == [200]
+        await until(lambda: not server.service.open, "the server lets it go")
+
+
+@in_loop
+async def test_end_of_input_on_an_idle_connection_closes_it() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        await client.get("/")
+        client.shut()
+        assert await client.at_end()
+
+
+@in_loop
+async def test_end_of_input_in_the_middle_of_a_request_closes() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        await client.send(b"GET / HTTP/1.1\r\nHo")
+        await turns()
+        client.shut()
+        assert await client.at_end()
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "shut"])
+@in_loop
+async def test_a_client_that_goes_while_it_waits_for_a_slot_frees_its_permits(how: str) -> None:
+    app, gates = make_app()
+    async with serving(app, slots=1) as server:
+        running = await server.connect()
+        await running.send(head("/wait/running"))
+        await until(lambda: gates.entered, "one runs")
+        client = await server.connect()
+        await client.send(head("/wait/x") * 3)
+        await until(lambda: server.permits == 4, "three wait")
+        getattr(client, how)()
+        await until(lambda: server.permits == 1, "their permits are back")
+        await until(lambda: server.counters()["aborted"] == 3, "they are counted")
+        gates.open("running")
+        assert (await running.answer()).status == 200
+        await turns()
+        assert gates.entered == ["running"]  # no handler ran for nobody
+
+
+@in_loop
+async def test_a_client_that_goes_while_its_handler_runs_keeps_its_permit_till_the_end() -> None:
+    app, gates = make_app()
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        await client.send(head("/wait/a"))
+        await until(lambda: gates.entered, "it runs")
+        client.reset()
+        await until(lambda: protocol.closed, "the server knows")
+        assert server.permits == 1
+        gates.open("a")
+        await until(lambda: server.permits == 0, "the permit is back")
+
+
+@in_loop
+async def test_a_client_that_goes_while_synchronous_requests_stand_in_the_backlog() -> None:
+    """They leave once: not run, counted once as aborted, and not as still in the system."""
+    app, gates = make_app()
+
+    @app.get("/burn")
+    def burn(request: Request) -> dict[str, bool]:
+        app.state.served.append("/burn")
+        until = time.monotonic() + 0.003
+        while time.monotonic() < until:
+            pass
+        return {"burnt": True}
+
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        stay, _ = await server.pair()
+        await client.send(head("/burn") * 20)
+        await until(lambda: app.state.served, "the first runs")
+        await stay.send(head("/"))
+        client.reset()
+        await until(lambda: protocol.closed, "the server knows")
+        assert (await stay.answer()).status == 200
+        await turns()
+        assert server.runner.busy == 0
+        assert app.state.served.count("/burn") < 20
+        figures = server.counters()
+        assert figures["accepted"] == 21 == figures["completed"] + figures["aborted"]
+
+
+# answers that are not taken in
+
+
+@in_loop
+async def test_a_slow_reader_keeps_its_permit_until_it_has_read() -> None:
+    async with serving(make_app()[0]) as server:
+        client, protocol = await server.pair()
+        await client.send(head("/big"))
+        await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+        await turns()
+        assert server.permits == 1
+        assert server.counters()["completed"] == 1
+        assert len((await client.answer()).body) == BIG
+        await until(lambda: server.permits == 0, "the permit is back")
+        assert (await client.get("/")).status == 200
+
+
+@in_loop
+async def test_nothing_is_read_from_a_client_that_does_not_take_in_its_answers() -> None:
+    app, _ = make_app()
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        await client.send(head("/big"))
+        await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+        await client.send(head("/n/1") * 3)
+        await turns()
+        assert app.state.served == []
+        assert (await client.answer()).status == 200
+        assert await statuses(client, 3) == [200] * 3
+
+
+@in_loop
+async def test_a_big_answer_behind_a_slow_one_keeps_its_permit() -> None:
+    """What waits for its place in the order is not with the client either."""
+    app, gates = make_app()
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        await client.send(head("/wait/a") + head("/big") * 3)
+        await until(lambda: server.counters()["completed"] == 3, "three big answers are made")
+        await turns()
+        assert server.permits == 4
+        gates.open("a")
+        for size in (len(b'{"waited":"a"}'), BIG, BIG, BIG):
+            assert len((await client.answer()).body) == size
+        await until(lambda: server.permits == 0, "the permits are back")
+
+
+@pytest.mark.parametrize("how", ["reset", "abort"])
+@in_loop
+async def test_the_end_of_a_slow_reader_gives_its_permit_back(how: str) -> None:
+    async with serving(make_app()[0]) as server:
+        client, protocol = await server.pair()
+        await client.send(head("/big"))
+        await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+        assert server.permits == 1
+        if how == "reset":
+            await client.send(head("/"))
+            client.sock.recv(1 << 20)
+            client.reset()
+        else:
+            server.check(31)
+        await until(lambda: server.permits == 0, "the permit is back")
+
+
+@in_loop
+async def test_a_big_answer_with_connection_close_arrives_whole() -> None:
+    """What is left below the low-water mark must not be cut off by the linger time."""
+    async with serving(make_app()[0]) as server:
+        client, protocol = await server.pair()
+        await client.send(head("/big", "Connection: close"))
+        await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+        left = BIG
+        while protocol.write_paused:  # read until it goes below the mark, and then stop
+            client.buffer += client.sock.recv(16 * 1024) if _readable(client) else b""
+            await asyncio.sleep(0)
+        left = protocol.transport.get_write_buffer_size()
+        server.check(5)
+        server.check(5)
+        assert len((await client.answer()).body) == BIG, f"{left} bytes were in the buffer"
+        assert await client.at_end()
+
+
+@in_loop
+async def test_after_an_error_nothing_is_read_even_when_the_reader_was_slow() -> None:
+    """When the buffer drained, reading went on as if the error had not been."""
+    app, _ = make_app()
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        await client.get("/")
+        app.state.served.clear()
+        await client.send(head("/big") + b"not http\r\n\r\n")
+        await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+        await client.send(head("/"))
+        assert [one.status for one in await client.rest()] == [200, 400]
+        await client.send(head("/"))
+        await turns()
+        assert app.state.served == []
+
+
+# timeouts
+
+
+@in_loop
+async def test_a_head_that_takes_too_long_is_408() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        await client.send(b"GET / HTTP/1.1\r\n")
+        await turns()
+        server.check(10)
+        assert await client.silent()
+        await client.send(b"Host: a\r\n")  # trickling does not help
+        await turns()
+        server.check(1)
+        (answer,) = await client.rest()
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+
+
+@in_loop
+async def test_a_body_that_takes_too_long_is_408_counted_from_its_head() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        whole = post("/echo", b"body")
+        await client.send(whole[:20])
+        await turns()
+        server.check(9)
+        await client.send(whole[20:-2])
+        await turns()
+        server.check(30)
+        assert await client.silent()
+        server.check(1)
+        (answer,) = await client.rest()
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+
+
+@in_loop
+async def test_an_idle_connection_is_closed_without_a_word() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        await client.get("/")
+        server.check(75)
+        assert await client.silent()
+        assert (await client.get("/")).status == 200
+        server.check(76)
+        assert await client.at_end()
+
+
+@in_loop
+async def test_empty_lines_do_not_keep_a_connection() -> None:
+    """They are no request (RFC 9112, section 2.2), so they must not count as one."""
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        await client.get("/")
+        for _ in range(4):
+            server.check(25)
+            await client.send(b"\r\n")
+            await turns()
+        assert await client.at_end()
+
+
+@in_loop
+async def test_no_timeout_while_a_request_is_in_progress() -> None:
+    app, gates = make_app()
+    async with serving(app) as server:
+        client = await server.connect()
+        await client.send(head("/wait/a") + b"GET / HT")
+        await until(lambda: gates.entered, "it runs")
+        server.check(1000)
+        gates.open("a")
+        assert (await client.answer()).status == 200
+        await turns()
+        server.check(5)  # from now on the next head has its own time
+        await client.send(b"TP/1.1\r\nHost: a\r\n\r\n")
+        assert (await client.answer()).status == 200
+
+
+@in_loop
+async def test_a_lingering_connection_is_dropped_after_its_time() -> None:
+    async with serving(make_app()[0]) as server:
+        client, protocol = await server.pair()
+        await client.send(b"\0\r\n\r\n")
+        assert (await client.answer()).status == 400
+        assert await client.at_end()  # our side is shut, the other not yet
+        assert protocol in server.service.open
+        server.check(2)
+        await turns()
+        assert protocol in server.service.open
+        server.check(1)
+        await until(lambda: not server.service.open, "it is gone")
+
+
+@in_loop
+async def test_an_idle_connection_with_an_unread_answer_does_not_stay_for_ever() -> None:
+    """A close waits for what is unread; a client that never reads must not hold a place."""
+    app, _ = make_app()
+
+    @app.get("/some")
+    def some(request: Request) -> bytes:
+        return b"x" * 40_000
+
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        while not protocol.transport.get_write_buffer_size():
+            await client.send(head("/some"))
+            await turns(3)
+        assert not protocol.write_paused
+        for _ in range(5):
+            server.check(76)
+        await until(lambda: not server.service.open, "it is gone")
+
+
+# fields of the answer
+
+
+@in_loop
+async def test_the_fields_of_an_answer() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        seen = set()
+        for path in ("/", "/", "/n/1", "/nothing", "/fails/async", "/none", "/blocking"):
+            answer = await client.get(path)
+            date = parsedate_to_datetime(answer.headers["date"])
+            assert answer.headers["date"].endswith(" GMT")
+            assert abs(date.timestamp() - time.time()) < 60
+            if answer.status != 204:
+                assert int(answer.headers["content-length"]) == len(answer.body)
+            assert "connection" not in answer.headers
+            assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+            seen.add(answer.headers["x-request-id"])
+        assert len(seen) == 7
+
+
+@in_loop
+async def test_the_clients_request_id_is_kept_if_it_is_usable() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        for path in ("/", "/nothing", "/blocking", "/none"):
+            answer = await client.get(path, "X-Request-ID: abc-1.2_3")
+            assert answer.headers["x-request-id"] == "abc-1.2_3"
+        for bad in ("a b", "", "x" * 129, "caf\xe9"):
+            answer = await client.get("/", f"X-Request-ID: {bad}")
+            assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+
+
+# what handlers do wrong
+
+
+@pytest.mark.parametrize(
+    "path", ["/fails", "/fails/async", "/value", "/bad/header"]
+)
+@in_loop
+async def test_a_handler_that_fails_is_500_and_tells_nothing(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        answer = await client.get(path)
+        assert answer.status == 500
+        assert answer.json()["code"] == "INTERNAL_SERVER_ERROR"
+        assert b"secret" not in answer.body and b"Traceback" not in answer.body
+        assert "x-b" not in answer.headers
+        assert (await client.get("/")).status == 200
+        (record,) = caplog.records
+        assert answer.headers["x-request-id"] in record.getMessage()
+        assert record.exc_info
+
+
+@pytest.mark.parametrize("path", ["/bad/error/header", "/bad/error/details"])
+@in_loop
+async def test_an_error_that_cannot_be_sent_is_500_and_not_the_end_of_the_turn(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(make_app()[0]) as server:
+        one, other = await server.connect(), await server.connect()
+        await one.send(head(path) + head("/"))
+        await other.send(head("/"))
+        assert await statuses(one, 2) == [500, 200]
+        assert (await other.answer()).status == 200
+        assert len(caplog.records) == 1
+
+
+@in_loop
+async def test_an_http_error_is_answered_as_it_says() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        answer = await client.get("/teapot")
+        assert (answer.status, answer.headers["x-pot"]) == (418, "tea")
+        assert answer.json() == {
+            "error": "im_a_teapot" if "im_a" in answer.json()["error"] else "i'm_a_teapot",
+            "message": "short and stout",
+            "code": answer.json()["code"],
+            "details": {"a": 1},
+        }
+
+
+@in_loop
+async def test_what_is_not_there_is_404_or_405_and_the_connection_stays() -> None:
+    async with serving(make_app()[0]) as server:
+        client = await server.connect()
+        assert (await client.get("/none")).status == 404
+        answer = await client.get("/echo")
+        assert (answer.status, answer.headers["allow"]) == (405, "OPTIONS, POST")
+        assert (await client.get("/", method="OPTIONS")).headers["allow"] == "GET, HEAD, OPTIONS"
+        assert (await client.get("/")).status == 200
+
+
+# refusals
+
+
+def assert_refused(answer: Any, reason: str) -> None:
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["content-type"] == "application/json"
+    document = answer.json()
+    assert document["code"] == "BACKPRESSURE"
+    assert document["reason"] == reason
+    assert document["error"] == "capacity_exceeded"
+
+
+async def fill(server: Server, gates: Gates, count: int) -> list[Client]:
+    """Have ``count`` requests run."""
+    clients = []
+    for n in range(count):
+        client = await server.connect()
+        await client.send(head(f"/wait/full{n}"))
+        clients.append(client)
+    await until(lambda: len(gates.entered) == count, "all of them run")
+    return clients
+
+
+@in_loop
+async def test_refused_for_capacity_and_the_connection_stays() -> None:
+    app, gates = make_app()
+    async with serving(app, max_ccu=5, normal=3) as server:
+        full = await fill(server, gates, 3)
+        client = await server.connect()
+        for path in ("/n/1", "/n/1", "/wait/x", "/none"):
+            answer = await client.get(path, "X-Request-ID: mine")
+            assert_refused(answer, "capacity")
+            assert answer.headers["x-request-id"] == "mine"
+            assert "connection" not in answer.headers
+        assert (await client.get("/", method="HEAD")).status == 503
+        gates.open("full0")
+        assert (await full[0].answer()).status == 200
+        assert (await client.get("/")).status == 200
+        gates.open("full1")
+        gates.open("full2")
+        assert server.counters()["capacity"] == 5
+        await client.send(head("/", version="1.0"))
+        assert (await client.answer()).headers["connection"] == "close"
+
+
+@in_loop
+async def test_a_refusal_to_http_1_0_closes() -> None:
+    app, gates = make_app()
+    async with serving(app, max_ccu=1) as server:
+        await fill(server, gates, 1)
+        client = await server.connect()
+        await client.send(head("/", version="1.0"))
+        (answer,) = await client.rest()
+        assert_refused(answer, "capacity")
+        assert answer.headers["connection"] == "close"
+        gates.open("full0")
+
+
+@in_loop
+async def test_refused_for_a_full_queue() -> None:
+    app, gates = make_app()
+    async with serving(app, max_ccu=100, normal=90, slots=1, max_queue=2) as server:
+        await fill(server, gates, 1)
+        waiting = await server.connect()
+        await waiting.send(head("/wait/full0") * 2)
+        await until(lambda: server.permits == 3, "the queue is full")
+        client = await server.connect()
+        assert_refused(await client.get("/"), "queue_full")
+        gates.open("full0")
+        assert await statuses(waiting, 2) == [200, 200]
+
+
+@in_loop
+async def test_refused_after_the_deadline() -> None:
+    app, gates = make_app()
+    async with serving(app, slots=1, deadline=0.05) as server:
+        await fill(server, gates, 1)
+        client = await server.connect()
+        answer = await client.get("/wait/x")
+        assert_refused(answer, "deadline")
+        assert server.permits == 1
+        assert (await client.get("/")).status == 200
+        gates.open("full0")
+
+
+@in_loop
+async def test_critical_requests_are_taken_beyond_the_normal_threshold() -> None:
+    app, gates = make_app()
+    async with serving(app, max_ccu=3, normal=2) as server:
+        await fill(server, gates, 2)
+        client = await server.connect()
+        assert_refused(await client.get("/"), "capacity")
+        more = await server.connect()
+        await more.send(head("/critical/full0"))
+        await until(lambda: server.permits == 3, "it is taken")
+        assert_refused(await client.get("/critical/x"), "capacity")
+        gates.open("full0")
+        gates.open("full1")
+        assert (await more.answer()).json() == {"critical": "full0"}
+
+
+@in_loop
+async def test_exempt_requests_are_never_refused_nor_counted_in_the_limit() -> None:
+    app, gates = make_app()
+    async with serving(app, max_ccu=1, slots=1, max_queue=0) as server:
+        await fill(server, gates, 1)
+        client = await server.connect()
+        for path in ("/health", "/health/deep") * 3:
+            assert (await client.get(path)).status == 200
+            assert server.permits == 1
+        assert (await client.get("/health", method="HEAD")).status == 200
+        gates.open("full0")
+
+
+@in_loop
+async def test_a_connection_too_many_is_told_and_closed() -> None:
+    async with serving(make_app()[0], max_connections=2) as server:
+        first, second = await server.connect(), await server.connect()
+        assert (await first.get("/")).status == 200
+        assert (await second.get("/")).status == 200
+        third = await server.connect()
+        (answer,) = await third.rest()
+        assert_refused(answer, "connections")
+        assert answer.headers["connection"] == "close"
+        first.close()
+        await until(lambda: len(server.service.open) == 1, "the first is gone")
+        fourth = await server.connect()
+        assert (await fourth.get("/")).status == 200
+
+
+# draining
+
+
+@in_loop
+async def test_draining_answers_what_is_in_the_system_and_closes() -> None:
+    app, gates = make_app()
+    async with serving(app) as server:
+        idle, busy = await server.connect(), await server.connect()
+        await idle.get("/")
+        await busy.send(head("/n/1") + head("/wait/a") + head("/n/2"))
+        assert (await busy.answer()).status == 200
+        await until(lambda: gates.entered, "it runs")
+        server.runner.draining = True
+        for connection in list(server.service.open):
+            connection.close_idle()
+        assert await idle.at_end()
+        gates.open("a")
+        answers = await busy.rest()
+        assert [one.status for one in answers] == [200, 200]
+        assert answers[0].headers["connection"] == "close"
+        assert await server.runner.finish(1.0) == 0
+
+
+@in_loop
+async def test_what_does_not_end_is_cancelled_and_gives_everything_back() -> None:
+    app, gates = make_app()
+    async with serving(app, slots=1) as server:
+        client = await server.connect()
+        await client.send(head("/wait/a") + head("/wait/b"))
+        await until(lambda: gates.entered and server.permits == 2, "one runs, one waits")
+        server.runner.draining = True
+        assert await server.runner.finish(0.01) >= 1
+        assert await client.at_end()
+        await until(lambda: server.permits == 0, "all permits are back")
+
+
+# proxies
+
+
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "client"),
+    [
+        ((), "203.0.113.9", "127.0.0.1"),
+        (("10.0.0.0/8",), "203.0.113.9", "127.0.0.1"),
+        (("127.0.0.0/8",), "203.0.113.9", "203.0.113.9"),
+        (("127.0.0.0/8",), "", "127.0.0.1"),
+        (("127.0.0.0/8",), "made-up, 203.0.113.9", "203.0.113.9"),
+        (("127.0.0.0/8",), "198.51.100.1, 203.0.113.9", "203.0.113.9"),
+        (("127.0.0.0/8", "203.0.113.0/24"), "198.51.100.1, 203.0.113.9", "198.51.100.1"),
+        (("127.0.0.0/8", "203.0.113.0/24"), "203.0.113.1, 203.0.113.9", "203.0.113.1"),
+        (("127.0.0.0/8",), "2001:db8::1", "2001:db8::1"),
+        (("127.0.0.0/8", "2001:db8::/32"), "198.51.100.1, 2001:db8::1", "198.51.100.1"),
+        (("127.0.0.0/8",), "203.0.113.9, nonsense", "127.0.0.1"),
+        (("127.0.0.0/8",), "203.0.113.9:80", "127.0.0.1"),
+    ],
+)
+@in_loop
+async def test_the_client_is_the_first_from_the_right_that_is_no_trusted_proxy(
+    trusted: tuple[str, ...], forwarded: str, client: str
+) -> None:
+    async with serving(make_app()[0], trusted_proxies=trusted) as server:
+        connection = await server.connect()
+        lines = (f"X-Forwarded-For: {forwarded}",) if forwarded else ()
+        assert (await connection.get("/client", *lines)).json() == {"client": client}
+        halves = [f"X-Forwarded-For: {hop.strip()}" for hop in forwarded.split(",") if hop]
+        assert (await connection.get("/client", *halves)).json() == {"client": client}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """No task and no socket may be left to be found by the garbage collector."""
+    yield
+    import gc
+
+    gc.collect()
