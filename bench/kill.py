@@ -10,8 +10,7 @@ worker after another gets SIGKILL. Then it is told:
    permits must come back.
 
 Each worker's request ids begin with digits of its own, so a connection's last answer tells its
-worker. Before the kill the worker is stopped for some milliseconds while its connections are
-looked up in /proc, so that those are known too that it never answered.
+worker; those that it never answered are known by their ports, looked up in /proc just before.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from typing import Any, cast
 import click
 import harness
 import uvloop
-from harness import Failed, Server, progress
+from harness import Failed, Server, process_tree, progress
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SEED = 20_240_601
@@ -98,8 +97,9 @@ class Kill:
     pid: int
     prefix: str
     connections: int
-    stopped_ms: float
     at: float
+    ports: set[int]
+    """The clients' ends of its connections."""
     ready_seconds: float = 0.0
     first_answer_seconds: float | None = None
     ccu_at_rest: int | None = None
@@ -242,6 +242,12 @@ def ports_of(pid: int, port: int) -> set[int]:
     return found
 
 
+def workers_of(server: Server) -> dict[int, set[int]]:
+    """Return the clients' ports by pid, of the processes that have connections."""
+    found = {pid: ports_of(pid, server.port) for pid in server.tree[1:]}
+    return {pid: ports for pid, ports in found.items() if ports}
+
+
 def account(port: int) -> str:
     """Register a user and return a token."""
     user = {"email": f"kill-{secrets.token_hex(6)}@example.org", "password": secrets.token_hex(8)}
@@ -255,32 +261,25 @@ def account(port: int) -> str:
 
 async def kill_one(server: Server, clients: Clients, workers: int, chosen: random.Random) -> Kill:
     """Kill a worker and wait until it is replaced."""
-    serving = {
-        pid: ports
-        for pid in server.tree[1:]
-        if (ports := ports_of(pid, server.port) & set(clients.open))
-    }
+    # in threads: a client that stands still meanwhile would send to a worker long dead
+    before = set(await asyncio.to_thread(process_tree, server.pid))
+    serving = await asyncio.to_thread(workers_of, server)
     if not serving:
         raise Failed("no worker has a connection")
     pid = chosen.choice(sorted(serving))
-    stopped = time.monotonic()
-    os.kill(pid, signal.SIGSTOP)  # so that nothing is accepted while we look
-    ports = ports_of(pid, server.port)
+    ports = serving[pid]
     prefixes = {c.prefix for p, c in clients.open.items() if p in ports and c.prefix}
     if len(prefixes) > 1:
-        os.kill(pid, signal.SIGCONT)
         raise Failed(f"one worker answered with several prefixes: {prefixes}")
-    # those that it never answered are known by their port alone: note down whose they are
-    prefix = prefixes.pop() if prefixes else f"pid {pid}"
-    for p in ports & set(clients.open):
-        clients.open[p].prefix = prefix
-    before = set(server.tree)
+    prefix = prefixes.pop() if prefixes else ""
     os.kill(pid, signal.SIGKILL)
     at = time.monotonic()
-    kill = Kill(pid, prefix, len(ports), (at - stopped) * 1000, at)
+    kill = Kill(pid, prefix, len(ports), at, ports)
 
     async def replaced() -> bool:
-        if not set(server.tree) - before:  # until then the figures may be those before the reap
+        if (
+            not set(await asyncio.to_thread(process_tree, server.pid)) - before
+        ):  # until then the figures may be those before the reap
             return False
         with contextlib.suppress(OSError, ValueError, KeyError):
             now = await asyncio.to_thread(harness.gauges, server.port)
@@ -320,8 +319,10 @@ async def run(server: Server, token: str, options: dict[str, Any]) -> dict[str, 
     clients = Clients(server.port, requests, options["connections"], think)
     async with clients:
         await until(lambda: len(clients.tally.seen) >= 2, 10, "two workers answer")
+        begun = time.monotonic()
         for number in range(options["kills"]):
-            await asyncio.sleep(max(0.0, (kills[-1].at if kills else 0) + 1 - time.monotonic()))
+            last = kills[-1].at if kills else begun
+            await asyncio.sleep(max(0.0, last + 1 - time.monotonic()))
             known = set(clients.tally.seen)
             kill = await kill_one(server, clients, options["workers"], chosen)
             with contextlib.suppress(Failed):  # its connections may all stay with the others
@@ -347,9 +348,15 @@ def report(
     tally: Tally, kills: list[Kill], final_ccu: int, flow: dict[str, float]
 ) -> dict[str, Any]:
     """Return the figures."""
-    killed = {kill.prefix for kill in kills}
-    ours = [failure for failure in tally.failures if failure.prefix in killed]
-    others = [failure for failure in tally.failures if failure.prefix not in killed]
+    prefixes = {kill.prefix for kill in kills} - {""}
+    ports = set().union(*(kill.ports for kill in kills))
+
+    def of_killed(failure: Failure) -> bool:
+        # a connection that was never answered is known by its port alone
+        return failure.prefix in prefixes or (not failure.prefix and failure.port in ports)
+
+    ours = [failure for failure in tally.failures if of_killed(failure)]
+    others = [failure for failure in tally.failures if not of_killed(failure)]
     ready = harness.spread([kill.ready_seconds for kill in kills])
     return {
         "sent": tally.sent,
@@ -368,7 +375,8 @@ def report(
             for stage in ("offered", "accepted", "completed", "aborted", "lost")
         },
         "kills": [
-            {key: value for key, value in asdict(kill).items() if key != "at"} for kill in kills
+            {key: value for key, value in asdict(kill).items() if key not in ("at", "ports")}
+            for kill in kills
         ],
     }
 

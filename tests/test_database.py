@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,18 @@ async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
+
+
+@contextmanager
+def silenced(*pids: int) -> Iterator[None]:
+    """Stop processes: their sockets stay open, and nobody answers."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 async def until(check: Callable[[], bool], what: str, seconds: float) -> None:
@@ -300,27 +312,47 @@ def test_away_for_a_while_and_back_within_two_seconds(
 
 
 def test_a_server_that_falls_silent_is_hung_up_on(own: EmbeddedPostgres) -> None:
+    postmaster = int((own._data / "postmaster.pid").read_text().split()[0])
+
     async def main() -> None:
-        async with opened(own.url, timeout=1.0, statement_timeout=0.5) as database:
-            pids = [row["pid"] for row in await database.fetch_all(
-                "select pid from pg_stat_activity union all select %s::int", postmaster
-            )]  # fmt: skip
-            task = asyncio.create_task(database.fetch_one("select pg_sleep(10)"))
+        async with opened(own.url, max_size=1, timeout=1.0, statement_timeout=60.0) as database:
+            await database.check()
+            rows = await database.fetch_all("select pid from pg_stat_activity")
+            task = asyncio.create_task(database.fetch_one("select pg_sleep(50)"))
             await until(lambda: bool(database._keeper.lent), "the query runs", 2)
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            try:
-                with pytest.raises(DatabaseBusy):
+            with silenced(postmaster, *(row["pid"] for row in rows)):
+                with pytest.raises(DatabaseBusy, match="lost"):
                     await asyncio.wait_for(task, 8)
                 await until(lambda: not database.ready, "not ready", 8)
                 with pytest.raises(DatabaseBusy):
                     await asyncio.wait_for(database.check(), 3)
-            finally:
-                for pid in pids:
-                    os.kill(pid, signal.SIGCONT)
             await until(lambda: database.ready, "back", 4)
 
-    postmaster = int((own._data / "postmaster.pid").read_text().split()[0])
+    run(main())
+
+
+def test_one_silent_connection_is_hung_up_on_after_the_statement_timeout(
+    database_url: str,
+) -> None:
+    async def main() -> None:
+        async with opened(database_url, statement_timeout=0.3) as database:
+            pid = 0
+
+            async def transaction() -> None:
+                nonlocal pid
+                async with database.transaction() as connection:
+                    pid = connection.info.backend_pid
+                    os.kill(pid, signal.SIGSTOP)
+                    await connection.execute("select 1")
+
+            try:
+                with pytest.raises(DatabaseBusy, match="lost"):
+                    await asyncio.wait_for(transaction(), 6)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert database.ready
+            await database.check()
+
     run(main())
 
 
@@ -330,7 +362,7 @@ def test_a_connection_ended_by_an_administrator_costs_nobody_else(database_url: 
             await until(lambda: database.statistics()["pool_available"] == 2, "a full pool", 5)
             with psycopg.connect(database_url, autocommit=True) as admin:
                 admin.execute(
-                    "select pg_terminate_backend(pid) from pg_stat_activity"
+                    "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
                     " where datname = current_database() and pid <> pg_backend_pid()"
                 )
             rows = await asyncio.gather(*(database.fetch_one("select 1 as a") for _ in range(8)))

@@ -17,7 +17,8 @@ from fluxor_fast.errors import BootError, ConfigError
 
 @pytest.fixture
 def folder(postgres_folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    return postgres_folder / "deep" / "below" / request.node.name
+    # short, so that the socket fits in
+    return postgres_folder / "deep" / "below" / request.node.name[:20]
 
 
 def postmaster(folder: Path) -> int:

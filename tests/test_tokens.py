@@ -19,7 +19,7 @@ from fluxor_fast.errors import HTTPError
 SECRET = b"a secret of exactly 32 bytes....."
 NOW = 1_800_000_000
 
-ascii_text = st.text(st.characters(max_codepoint=127))
+ascii_text = st.text(st.characters(max_codepoint=126))  # PyJWT escapes DEL as well
 secrets = st.binary(min_size=32, max_size=200)
 users = st.tuples(st.integers(0, 2**63 - 1), st.text(), st.lists(st.text(), max_size=5))
 

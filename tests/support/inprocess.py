@@ -8,6 +8,7 @@ over (all shared words are 0, and the counters add up).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import re
 import socket
@@ -15,7 +16,6 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from ipaddress import ip_network
@@ -142,6 +142,20 @@ class Client:
             body = b"".join(pieces)
             self.buffer = body[size:]
             return Answer(status, headers, body[:size], raw)
+
+    async def interim_answer(self) -> None:
+        """Wait for a ``100 Continue``."""
+        expected = b"HTTP/1.1 100 Continue\r\n\r\n"
+        while len(self.buffer) < len(expected):
+            assert await self._more(), f"no 100, but the end: {self.buffer!r}"
+        assert self.buffer.startswith(expected), self.buffer
+        self.buffer = self.buffer.removeprefix(expected)
+        self.interim.append(100)
+
+    def read_some(self) -> None:
+        """Take in a little of what is there."""
+        with contextlib.suppress(BlockingIOError):
+            self.buffer += self.sock.recv(16 * 1024)
 
     async def get(self, path: str = "/", *lines: str, method: str = "GET") -> Answer:
         await self.send(head(path, *lines, method=method))
@@ -319,7 +333,7 @@ class Server:
         assert figures["accepted"] == figures["completed"] + figures["aborted"], figures
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def serving(app: App, **knobs: Any) -> AsyncIterator[Server]:
     """Serve ``app`` and yield the ``Server``; at the end, check that nothing is left over."""
     loop = asyncio.get_running_loop()

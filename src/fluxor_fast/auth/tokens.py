@@ -2,8 +2,9 @@
 
 Issuing takes a path of our own, because all but the payload is the same for every token: the
 header segment is ready, and so are the two SHA-256 states after the key's pads (RFC 2104). What
-comes out is what PyJWT would make of the same claims, byte for byte where they are ASCII (PyJWT
-escapes other characters, we send UTF-8). Verifying is PyJWT's, with one algorithm allowed.
+comes out is what PyJWT would make of the same claims, byte for byte where they are ASCII without
+DEL (PyJWT escapes other characters, we send UTF-8). Verifying is PyJWT's, with one algorithm
+allowed.
 
 Rules kept here:
 

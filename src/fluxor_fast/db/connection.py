@@ -1,4 +1,4 @@
-"""Facts about one connection to PostgreSQL: is it stale, may it be shown, what went wrong.
+"""One connection to PostgreSQL: is it stale, is it stuck, may it be shown, what went wrong.
 
 Small functions without state, for ``db.keeper`` and ``db.pool``. None of them ever returns a
 password, but for ``conninfo``, whose result is to connect with and never to be shown.
@@ -11,9 +11,12 @@ import math
 import os
 import select
 import socket
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg
+from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from fluxor_fast.errors import BootError
@@ -23,6 +26,7 @@ __all__ = [
     "Row",
     "conninfo",
     "hang_up",
+    "hang_up_on_stuck",
     "is_full",
     "is_stale",
     "needs_a_person",
@@ -31,7 +35,21 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-Connection = psycopg.AsyncConnection[Row]
+
+
+class Connection(psycopg.AsyncConnection[Row]):
+    """A connection that tells since when it waits for the server, in monotonic seconds."""
+
+    waits_since: float | None = None
+
+    async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
+        """Run one exchange with the server; every statement passes here."""
+        self.waits_since = time.monotonic()
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        finally:
+            self.waits_since = None
+
 
 # Without these, a server whose machine vanished would hold its clients for the 15 minutes (send)
 # or two hours (receive) that Linux takes by default: 10 s + 3 probes 3 s apart is about 20 s.
@@ -127,3 +145,11 @@ def hang_up(connection: Connection) -> None:
         socket.socket(fileno=os.dup(connection.fileno())) as duplicate,
     ):
         duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def hang_up_on_stuck(connections: Iterable[Connection], seconds: float) -> None:
+    """End those that have waited longer than that: the server no longer keeps its own limit."""
+    limit = time.monotonic() - seconds
+    for connection in connections:
+        if connection.waits_since is not None and connection.waits_since < limit:
+            hang_up(connection)

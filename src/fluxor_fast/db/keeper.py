@@ -5,7 +5,8 @@ Rules kept here:
 1. It looks every second: has a query succeeded since, does an idle connection answer, does a
    new connection? Only when all three fail is the database away.
 2. Away means: no pool, so that requests fail at once; those under way are hung up on, so that
-   a server that has gone silent holds nobody. Each change is one line in the log.
+   a server that has gone silent holds nobody; so is one that waits beyond the statement
+   timeout, which the server would have kept. Each change is one line in the log.
 3. A server that appears gets a *new* pool. The old one would go by its back-off (each try
    waits twice as long) and hold connections that have long ended.
 4. ``prepare`` has run before there is a pool.
@@ -29,6 +30,7 @@ from fluxor_fast.db.connection import (
     Connection,
     conninfo,
     hang_up,
+    hang_up_on_stuck,
     is_full,
     needs_a_person,
     place,
@@ -52,13 +54,8 @@ PACE_SECONDS = 0.05
 """Least time between two looks, however many connections are lost."""
 RECONNECT_SECONDS = 5.0
 """How long the pool retries one connection in the background before it waits for demand."""
-
 COUNTERS = (
-    "requests_num",
-    "requests_queued",
-    "requests_wait_ms",
-    "requests_errors",
-    "usage_ms",
+    *("requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "usage_ms"),
     "returns_bad",
     "connections_num",
     "connections_ms",
@@ -157,6 +154,7 @@ class Keeper:
 
     async def _keep(self) -> None:
         while True:
+            hang_up_on_stuck(self.lent, self._options.statement_timeout + CHECK_SECONDS)
             try:
                 await self._look()
                 self._publish()
@@ -174,7 +172,9 @@ class Keeper:
     def _publish(self) -> None:
         if self._options.publish is not None:
             now = self.statistics()
-            self._options.publish(now["pool_size"], now["pool_available"], now["requests_waiting"])
+            available = now["pool_available"]
+            # psycopg_pool's own size counts connections that are still being made
+            self._options.publish(available + len(self.lent), available, now["requests_waiting"])
 
     async def _look(self) -> None:
         doubt = self._doubt.is_set()
@@ -226,7 +226,7 @@ class Keeper:
     async def _contact(self) -> None:
         """Connect anew; if the server has just appeared, make it and the sizes ready."""
         async with asyncio.timeout(self._options.connect_timeout):
-            connection: Connection = await psycopg.AsyncConnection.connect(
+            connection = await Connection.connect(
                 self._conninfo, autocommit=True, row_factory=dict_row
             )
         limit = CHECK_SECONDS + (0 if self.pool else self._options.statement_timeout)
@@ -273,6 +273,7 @@ class Keeper:
         options = self._options
         pool: Pool = AsyncConnectionPool(
             self._conninfo,
+            connection_class=Connection,
             kwargs={"autocommit": True, "row_factory": dict_row},
             min_size=self._min_size,
             max_size=self._max_size,

@@ -4,8 +4,8 @@
 what handlers use. Rules kept here:
 
 1. Nothing waits without bound: for a connection ``timeout`` and ``max_waiting``, for a
-   statement ``statement_timeout`` (kept by the server), for a server that has gone silent the
-   keeper, which hangs up on it.
+   statement ``statement_timeout`` (kept by the server, and for one that has gone silent by the
+   keeper, which hangs up on it within some seconds more).
 2. Whatever keeps the database from answering now is ``DatabaseBusy`` (503); what is wrong with
    a statement or its data passes through as psycopg's own error.
 3. A connection is looked at before it is lent (``is_stale``), so a restart of the server fails
@@ -50,7 +50,8 @@ class Database:
     :param connect_timeout: seconds to reach the server.
     :param workers: workers that share the server's ``max_connections``.
     :param prepare: run on a fresh connection each time the server appears, before ``ready``.
-    :param publish: called each second with the pool's size, available and waiting.
+    :param publish: called each second with the connections made, those not lent, and the
+        requests that wait.
     :raises BootError: when libpq does not take the URL.
     """
 

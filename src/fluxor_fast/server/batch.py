@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from itertools import count
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -257,7 +258,9 @@ class BatchRunner:
             for request in [r for r in exempt if r.head.route.kind is not SYNC]:
                 exempt.remove(request)
                 self._launch(request)
-            self._execute(exempt, now + 60.0)
+            for request in exempt:
+                request.queued = True
+            self._execute(exempt, inf)
 
     def _queue(self, requests: list[Request], granted: int, reason: str) -> None:
         ready, waiting = self._ready, self._waiting
@@ -287,11 +290,11 @@ class BatchRunner:
         same = done = permits = 0
         while queue:
             request = popleft()
+            if not request.queued:  # its client went away, its permit with it
+                self._gone -= 1
+                continue
+            request.queued = False
             if request.permit:
-                if not request.queued:  # its client went away, its permit with it
-                    self._gone -= 1
-                    continue
-                request.queued = False
                 permits += 1
             head = request.head
             rid = request.rid = head.request_id or next_id()
@@ -316,14 +319,14 @@ class BatchRunner:
                         continue
                 response = to_response(value)
                 answer = self._encode(request, response)
+                status = response.status
             except Exception as error:
-                response = self._failure(request, error)
-                answer = self._encode(request, response)
+                status, answer = self._failure(request, error)
             if request.permit:
                 permits -= 1  # _leave gives it back
             self._accepted += 1
             now = monotonic()
-            self._leave(request, response.status, answer, now)
+            self._leave(request, status, answer, now)
             if now >= until:
                 break
         self._observe(now - stamp, same)
@@ -389,6 +392,7 @@ class BatchRunner:
                     value = await value
             response = to_response(value)
             answer = self._encode(request, response)
+            status = response.status
         except asyncio.CancelledError:
             if request.permit:
                 self.slots.release(1)
@@ -397,11 +401,10 @@ class BatchRunner:
             self._abort(request)
             raise
         except Exception as error:
-            response = self._failure(request, error)
-            answer = self._encode(request, response)
+            status, answer = self._failure(request, error)
         if request.permit:
             self.slots.release(1)
-        self._leave(request, response.status, answer, monotonic())
+        self._leave(request, status, answer, monotonic())
         self.schedule()  # the slot may serve another; the counters are due
 
     async def finish(self, seconds: float) -> int:
@@ -430,10 +433,13 @@ class BatchRunner:
             self.block, request.rid, connection=connection, head_only=head.method == "HEAD"
         )
 
-    def _failure(self, request: Request, error: Exception) -> Response:
+    def _failure(self, request: Request, error: Exception) -> tuple[int, bytes]:
         """Return the answer for what a handler raised; what was not on purpose is logged."""
         if isinstance(error, HTTPError):
-            return error_response(error)
+            try:
+                return error.status, self._encode(request, error_response(error))
+            except Exception as fault:  # its headers or details cannot be sent
+                error = fault
         log.error(
             "%s %s failed (request id %s)",
             request.method,
@@ -441,9 +447,8 @@ class BatchRunner:
             request.id,
             exc_info=error,
         )
-        return error_response(
-            HTTPError(500, "the request failed; see the server's log under its X-Request-ID")
-        )
+        failed = HTTPError(500, "the request failed; see the server's log under its X-Request-ID")
+        return 500, self._encode(request, error_response(failed))
 
     def _leave(self, request: Request, status: int, answer: bytes, now: float) -> None:
         """Give the answer to the connection, the permit back, and count."""
@@ -456,10 +461,10 @@ class BatchRunner:
         self._observe(now - request.arrived, 1)
         connection.deliver(request, answer)
         if request.permit:
-            request.permit = False
             if len(answer) >= LARGE or connection.write_paused:
-                connection.hold(1)
+                connection.hold()
             else:
+                request.permit = False
                 self.limit.release(1)
 
     def _abort(self, request: Request) -> None:

@@ -67,7 +67,7 @@ class _Answered(Request):
 
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
-        self.queued = False
+        self.queued = self.permit = False
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -162,10 +162,11 @@ class HttpProtocol(asyncio.Protocol):
         reader = self._reader
         if reader is None:
             reader = self._reader = Reader(self.service.heads)
-        if not reader.partial:
-            self.since = self.runner.tick
+        idle = not reader.partial
         reader.feed(data)
         self._read()
+        if idle and reader.partial:  # empty lines begin nothing
+            self.since = self.runner.tick
 
     def eof_received(self) -> bool:
         """Keep the connection for what is owed; without that, let it go.
@@ -177,6 +178,7 @@ class HttpProtocol(asyncio.Protocol):
         owed = self.order or (self.current,)
         if any(request is not None and request.queued for request in owed):
             return False
+        self._go_the_long_way()
         return self.current is not None
 
     def pause_writing(self) -> None:
@@ -188,7 +190,9 @@ class HttpProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on reading."""
         self.write_paused = False
-        self._release_kept()
+        if self._closing:  # what is left has its own time to leave
+            self.since = self.runner.tick
+        self._release_if_sent()
         self._resume()
 
     # reading
@@ -199,8 +203,9 @@ class HttpProtocol(asyncio.Protocol):
         assert reader is not None
         cap = self.service.max_pipeline
         while not self._closing:
-            if self.order is not None and len(self.order) >= cap:
+            if (self.current is not None if self.order is None else len(self.order)) >= cap:
                 self._slow = True
+                self._go_the_long_way()
                 self._pause()
                 return
             in_body = reader.in_body
@@ -217,9 +222,17 @@ class HttpProtocol(asyncio.Protocol):
             self.since = self.runner.tick
             self._arrive(*message)
         self._slow = reader.partial
-        if self._slow and reader.awaits_continue and not self._continued and not self.current:
-            self._continued = True
-            self.transport.write(CONTINUE)
+        if self._slow and reader.awaits_continue and not self._continued:
+            if self.current is None:
+                self._continued = True
+                self.transport.write(CONTINUE)
+            else:
+                self._go_the_long_way()  # which comes back here when the answers owed have left
+
+    def _go_the_long_way(self) -> None:
+        """Have the batch deliver the answer through ``deliver``: something is to follow it."""
+        if self.order is None and self.current is not None:
+            self.order = deque((self.current,))
 
     def _arrive(self, head: Head, body: bytes) -> None:
         request = Request(head, body, self)
@@ -243,8 +256,8 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.write(last.answer)
             self._hang_up(linger=True)
         else:
-            if self.order is None:
-                self.order = deque((self.current,))
+            self._go_the_long_way()
+            assert self.order is not None
             self.order.append(last)
 
     # answering
@@ -263,26 +276,27 @@ class HttpProtocol(asyncio.Protocol):
             return
         last = request
         out = self._out
-        if not out:
-            self.runner.outbox.append(self)
-            self.runner.schedule()
+        first = not out
         while order and order[0].answer is not None:
             last = order.popleft()
             out.append(last.answer)  # type: ignore[arg-type]
         if not order:
+            self.flush()  # now: without an order, the next answer is written directly
             self.order = None
             self.current = None
             self._answered(last)
-        elif self._paused and len(order) <= self.service.max_pipeline // 2:
+            return
+        if first:
+            self.runner.outbox.append(self)
+            self.runner.schedule()
+        if self._paused and len(order) <= self.service.max_pipeline // 2:
             self._resume()
 
     def _answered(self, last: Request) -> None:
         """Go on after the last answer that was owed."""
         if type(last) is _Answered:
-            self.flush()
             self._hang_up(linger=True)
         elif not last.head.keep_alive or self.runner.draining or self._eof:
-            self.flush()
             self._hang_up(linger=self._reader is not None and self._reader.partial)
         elif self._paused:
             self._resume()
@@ -294,17 +308,27 @@ class HttpProtocol(asyncio.Protocol):
         out = self._out
         if out and not self.closed:
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            if self._kept:
+                self._release_soon()
         out.clear()
 
-    def hold(self, permits: int) -> None:
-        """Keep permits until the client has taken in what was written."""
-        self._kept += permits
+    def hold(self) -> None:
+        """Keep the permit of a request until the client has taken in its answer.
+
+        Its ``permit`` stays set, which tells here that an answer is held that has not left.
+        """
+        self._kept += 1
+        self._release_soon()
+
+    def _release_soon(self) -> None:
         # the transport tells at the end of this turn whether it could not send all
         asyncio.get_running_loop().call_soon(self._release_if_sent)
 
     def _release_if_sent(self) -> None:
-        if not self.write_paused:
-            self._release_kept()
+        if self._kept and not self.write_paused:
+            left = sum(r.permit for r in self.order or () if r.answer is not None)
+            kept, self._kept = self._kept, left
+            self.runner.taken(kept - left)
 
     def _release_kept(self) -> None:
         if self._kept:
@@ -322,7 +346,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._paused and not self.closed and not self.write_paused:
             self._paused = False
             self.transport.resume_reading()
-            if self._reader is not None:
+            if self._reader is not None and not self._closing:
                 self._read()
 
     def _hang_up(self, *, linger: bool) -> None:
@@ -351,7 +375,7 @@ class HttpProtocol(asyncio.Protocol):
         elif self.current is not None:
             return
         elif self._closing:
-            if age > LINGER:
+            if age > (timeouts.write if self.transport.get_write_buffer_size() else LINGER):
                 self.abort()
         elif self._slow and self._reader is not None:
             in_body = self._reader.in_body
@@ -359,12 +383,13 @@ class HttpProtocol(asyncio.Protocol):
                 what = "body" if in_body else "head"
                 self._refuse(HTTPError(408, f"the {what} of the request took too long"))
         elif age > timeouts.keep_alive:
-            self.transport.close()
+            self.close_idle()
 
     def close_idle(self) -> None:
         """Close the connection if nothing is owed on it and nothing has begun."""
         if self.current is None and not self._slow and not self._closing:
             self._closing = True
+            self.since = self.runner.tick
             self.transport.close()
 
     # what requests ask

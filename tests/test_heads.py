@@ -1,0 +1,575 @@
+"""What a head must fulfil, rule by rule, and that remembering heads changes nothing but speed.
+
+The numbers of the rules are those of ``server/heads.py``; sections are of RFC 9112 unless said.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxor_fast import App, HTTPError, Request
+from fluxor_fast.http.request import CHUNKED, Head
+from fluxor_fast.server.heads import HeadCache, Limits, parse_head
+from tests.support.seeds import examples
+
+LIMITS = Limits(head=4096, target=200, headers=20, body=1000)
+
+
+def _app() -> App:
+    app = App()
+
+    @app.get("/")
+    def home(request: Request) -> None: ...
+
+    @app.post("/items/{item:int}")
+    def item(request: Request, item: int) -> None: ...
+
+    return app
+
+
+ROUTER = _app().router()
+
+
+def parse(raw: bytes) -> Head:
+    return parse_head(raw, ROUTER, LIMITS)
+
+
+def refused(raw: bytes) -> int:
+    with pytest.raises(HTTPError) as caught:
+        parse(raw)
+    return caught.value.status
+
+
+def get(*lines: bytes) -> bytes:
+    return b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+
+
+def line(request_line: bytes) -> bytes:
+    return request_line + b"\r\nHost: a\r\n\r\n"
+
+
+def host(value: bytes) -> bytes:
+    return b"GET / HTTP/1.1\r\nHost: " + value + b"\r\n\r\n"
+
+
+def body(*lines: bytes, version: bytes = b"1.1") -> bytes:
+    fields = b"".join(line + b"\r\n" for line in lines)
+    return b"POST / HTTP/" + version + b"\r\nHost: a\r\n" + fields + b"\r\n"
+
+
+# rule 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/1.1\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\n\r\n\r\n",
+        get(b"X: a\nY: b"),
+        get(b"X: a\rY: b"),
+        get(b"X: a\r"),
+        get(b"\rX: a"),
+    ],
+)
+def test_rule_1_section_2_2_lines_end_with_crlf_and_hold_no_bare_cr_or_lf(raw: bytes) -> None:
+    assert refused(raw) == 400
+
+
+@pytest.mark.parametrize("raw", [get(b"X: a\0b"), get(b"X\0: a"), line(b"GET /\0 HTTP/1.1")])
+def test_rule_1_section_5_no_nul(raw: bytes) -> None:
+    assert refused(raw) == 400
+
+
+@pytest.mark.parametrize(
+    "raw", [get(b"X: a", b" b"), get(b"X: a", b"\tb"), b"GET / HTTP/1.1\r\n Host: a\r\n\r\n"]
+)
+def test_rule_1_section_5_2_no_folded_lines(raw: bytes) -> None:
+    assert refused(raw) == 400
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"X : a",
+        b": a",
+        b"X",
+        b"X\xe9: a",
+        b"X Y: a",
+        b"X\t: a",
+        b"(X): a",
+        b"X: a\x01",
+        b"X: a\x7f",
+    ],
+)
+def test_section_5_1_a_field_is_a_token_a_colon_and_visible_characters(field: bytes) -> None:
+    assert refused(get(field)) == 400
+
+
+def test_section_5_1_space_around_a_value_is_no_part_of_it() -> None:
+    found = parse(get(b"X: \t a b\t ", b"Y:c", b"Z:", b"Z:  ", b"W: caf\xe9"))
+    fields = ((b"x", b"a b"), (b"y", b"c"), (b"z", b""), (b"z", b""), (b"w", b"caf\xe9"))
+    assert found.raw_headers == ((b"host", b"a"), *fields)
+    assert found.headers.get_all("Z") == ["", ""]
+
+
+# rule 2
+
+
+@pytest.mark.parametrize("version", [b"1.2", b"1.9", b"2.0", b"3.0", b"0.9", b"9.9"])
+def test_rule_2_section_2_3_other_versions_are_505(version: bytes) -> None:
+    assert refused(line(b"GET / HTTP/" + version)) == 505
+
+
+def test_rule_2_the_preface_of_http_2_is_505() -> None:
+    """RFC 9113, section 3.4."""
+    assert refused(b"PRI * HTTP/2.0\r\n\r\n") == 505
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET /",
+        b"GET",
+        b"",
+        b"GET / http/1.1",
+        b"GET / HTTP/1",
+        b"GET / HTTP/1.",
+        b"GET / HTTP/1.10",
+        b"GET / HTTP/11",
+        b"GET / HTTP/x.y",
+        b"GET / HTTPS/1.1",
+        b"GET / HTTP/1.1 ",
+        b"GET  / HTTP/1.1",
+        b"GET /  HTTP/1.1",
+        b"GET\t/\tHTTP/1.1",
+        b"GET / a HTTP/1.1",
+        b" GET / HTTP/1.1",
+        b"G(T / HTTP/1.1",
+        b"G\xc9T / HTTP/1.1",
+    ],
+)
+def test_rule_2_section_3_a_malformed_request_line_is_400(request_line: bytes) -> None:
+    assert refused(line(request_line)) == 400
+
+
+@pytest.mark.parametrize("method", [b"FOO", b"get", b"Get", b"GETS", b"CONNECT", b"M-X"])
+def test_rule_2_methods_nobody_knows_are_501(method: bytes) -> None:
+    """RFC 9110, section 9.1; methods are case-sensitive."""
+    assert refused(line(method + b" / HTTP/1.1")) == 501
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_rule_2_known_methods_are_taken(method: str) -> None:
+    assert parse(line(f"{method} / HTTP/1.1".encode())).method == method
+
+
+# rule 3
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        get(b"Host: a"),
+        get(b"host: b"),
+        b"GET http://a/ HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_rule_3_section_3_2_exactly_one_host(raw: bytes) -> None:
+    assert refused(raw) == 400
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"a b", b"a, b", b"a/b", b"u@a", b"a:x", b"a:80:80", b"[::1", b"::1", b"a\\b", b"http://a"],
+)
+def test_rule_3_section_3_2_a_malformed_host_is_400(value: bytes) -> None:
+    assert refused(host(value)) == 400
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"a", b"", b"a:", b"a:80", b"1.2.3.4:80", b"[::1]", b"[fe80::1%25e]:8", b"x_y.z-", b":1"],
+)
+def test_rule_3_section_3_2_a_well_formed_host_is_taken(value: bytes) -> None:
+    assert parse(host(value)).headers["host"] == value.decode()
+
+
+def test_rule_3_http_1_0_needs_no_host() -> None:
+    assert not parse(b"GET / HTTP/1.0\r\n\r\n").http_11
+
+
+# rule 4
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"+5",
+        b"-5",
+        b"5,5",
+        b"5, 5",
+        b"5 5",
+        b"0x5",
+        b"5.0",
+        b"",
+        b"1e3",
+        b"\xb25",
+        b"5_0",
+        b"9" * 19,
+        b"9" * 40,
+        b"five",
+    ],
+)
+def test_rule_4_section_6_2_content_length_is_digits_of_a_sane_number(value: bytes) -> None:
+    assert refused(body(b"Content-Length: " + value)) == 400
+
+
+@pytest.mark.parametrize("second", [b"5", b"6"])
+def test_rule_4_section_6_3_content_length_comes_once(second: bytes) -> None:
+    assert refused(body(b"Content-Length: 5", b"Content-Length: " + second)) == 400
+
+
+@pytest.mark.parametrize("coding", [b"chunked", b"gzip", b"identity", b""])
+def test_rule_4_section_6_1_not_both_content_length_and_transfer_encoding(coding: bytes) -> None:
+    length, encoding = b"Content-Length: 5", b"Transfer-Encoding: " + coding
+    assert refused(body(length, encoding)) == 400
+    assert refused(body(encoding, length)) == 400
+
+
+@pytest.mark.parametrize(
+    ("codings", "status"),
+    [
+        ([b"gzip"], 400),
+        ([b"identity"], 400),
+        ([b"chunked, gzip"], 400),
+        ([b"chunked, chunked"], 400),
+        ([b"chunked", b"chunked"], 400),
+        ([b"chunked", b"identity"], 400),
+        ([b"xchunked"], 400),
+        ([b"chunked;q=1"], 400),
+        ([b'"chunked"'], 400),
+        ([b"\x0bchunked"], 400),
+        ([b""], 400),
+        ([b"gzip, chunked"], 501),
+        ([b"gzip", b"chunked"], 501),
+        ([b"identity, chunked"], 501),
+    ],
+)
+def test_rule_4_section_6_1_only_chunked_once(codings: list[bytes], status: int) -> None:
+    """400 where the end of the body cannot be known (section 6.3), 501 where it could."""
+    assert refused(body(*(b"Transfer-Encoding: " + coding for coding in codings))) == status
+
+
+def test_rule_4_section_6_1_no_transfer_encoding_in_http_1_0() -> None:
+    assert refused(body(b"Transfer-Encoding: chunked", version=b"1.0")) == 400
+
+
+def test_rule_4_lengths_are_read() -> None:
+    assert parse(get()).length == 0
+    assert parse(body()).length == 0
+    assert parse(body(b"Content-Length: 0")).length == 0
+    assert parse(body(b"Content-Length: 0012")).length == 12
+    assert parse(body(b"content-length:12")).length == 12
+    assert parse(body(b"Transfer-Encoding: chunked")).length == CHUNKED
+    assert parse(body(b"transfer-encoding: CHUNKED")).length == CHUNKED
+
+
+# rule 5
+
+
+def test_rule_5_expectations_other_than_100_continue_are_417() -> None:
+    """RFC 9110, section 10.1.1."""
+    assert refused(get(b"Expect: something")) == 417
+    assert refused(get(b"Expect: 100-continue, x")) == 417
+    assert parse(get(b"Expect: 100-Continue")).expects_continue
+    assert not parse(get()).expects_continue
+
+
+def test_rule_5_an_expectation_in_http_1_0_is_ignored() -> None:
+    raw = b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
+    assert not parse(raw).expects_continue
+
+
+# rule 6
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"/", "/", b""),
+        (b"/a/b", "/a/b", b""),
+        (b"/?", "/", b""),
+        (b"/a?b=c?d", "/a", b"b=c?d"),
+        (b"//a", "//a", b""),
+        (b"/%2F%00", "/%2F%00", b""),
+        (b"http://a/x?y", "/x", b"y"),
+        (b"HTTP://a:80/x", "/x", b""),
+        (b"https://[::1]:80", "/", b""),
+        (b"http://a?y", "/", b"y"),
+    ],
+)
+def test_rule_6_section_3_2_targets_in_origin_and_absolute_form(
+    target: bytes, path: str, query: bytes
+) -> None:
+    found = parse(line(b"GET " + target + b" HTTP/1.1"))
+    assert (found.path, found.query) == (path, query)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"*",
+        b"a",
+        b"a:80",
+        b"?x",
+        b"",
+        b"http://",
+        b"http:///x",
+        b"http://u@a/",
+        b"ftp://a/",
+        b"http://a b/",
+        b"/#x",
+        b"/a?b#c",
+        b"http://a/#x",
+        b"/\xc3\xa9",
+        b"/?\xff",
+        b"/\x7f",
+        b"http:/a",
+    ],
+)
+def test_rule_6_section_3_2_other_targets_are_400(target: bytes) -> None:
+    assert refused(line(b"GET " + target + b" HTTP/1.1")) == 400
+
+
+def test_rule_6_section_3_2_4_asterisk_form_is_for_options() -> None:
+    assert parse(line(b"OPTIONS * HTTP/1.1")).path == "*"
+    assert refused(line(b"POST * HTTP/1.1")) == 400
+
+
+# bounds
+
+
+def test_a_target_beyond_its_limit_is_414() -> None:
+    assert parse(line(b"GET /" + b"x" * 199 + b" HTTP/1.1")).path == "/" + "x" * 199
+    assert refused(line(b"GET /" + b"x" * 200 + b" HTTP/1.1")) == 414
+
+
+def test_header_fields_beyond_their_limit_are_431() -> None:
+    fields = [b"X: %d" % n for n in range(19)]  # and Host
+    assert len(parse(get(*fields)).raw_headers) == 20
+    assert refused(get(*fields, b"Y: 1")) == 431
+
+
+# what else is read from a head
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        (get(), True),
+        (get(b"Connection: close"), False),
+        (get(b"Connection: CLOSE"), False),
+        (get(b"Connection: x, close ,y"), False),
+        (get(b"Connection: keep-alive", b"Connection: close"), False),
+        (get(b"Connection: closed"), True),
+        (get(b"Proxy-Connection: close"), True),
+        (b"GET / HTTP/1.0\r\n\r\n", False),
+        (b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", True),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n", False),
+    ],
+)
+def test_section_9_3_whether_the_connection_is_kept(raw: bytes, kept: bool) -> None:
+    found = parse(raw)
+    assert found.keep_alive == kept
+    assert found.plain == (kept and found.http_11)
+
+
+def test_section_9_9_an_offer_to_upgrade_is_not_taken_up() -> None:
+    found = parse(get(b"Connection: upgrade", b"Upgrade: websocket", b"Content-Length: 3"))
+    assert (found.path, found.length, found.keep_alive) == ("/", 3, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (b"a", True),
+        (b"~!x-1", True),
+        (b"x" * 128, True),
+        (b"x" * 129, False),
+        (b"", False),
+        (b"a b", False),
+        (b"caf\xe9", False),
+        (b"a\tb", False),
+    ],
+)
+def test_a_usable_request_id_is_kept(value: bytes, kept: bool) -> None:
+    assert parse(get(b"X-Request-ID: " + value)).request_id == (value if kept else None)
+
+
+def test_a_head_is_routed() -> None:
+    found = parse(line(b"POST /items/12 HTTP/1.1"))
+    assert (found.route.path, found.params) == ("/items/{item:int}", {"item": 12})
+    assert not parse(line(b"HEAD / HTTP/1.1")).plain
+    assert not parse(body(b"Content-Length: 1")).quick
+
+
+# the cache
+
+
+def contents(head: Head) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(head).items()
+        if name not in ("headers", "query_items", "route")  # cached properties, and an identity
+    } | {"route": (head.route.method, head.route.path)}
+
+
+def outcome(call: Any, raw: bytes) -> dict[str, Any] | tuple[int, str]:
+    try:
+        return contents(call(raw))
+    except HTTPError as error:
+        return (error.status, error.message)
+
+
+_token = st.text("aZ09-_", min_size=1, max_size=8).map(str.encode)
+_value = st.binary(max_size=12).map(lambda v: bytes(b for b in v if b not in b"\r\n"))
+_field = st.one_of(
+    st.tuples(_token, _value).map(lambda pair: pair[0] + b": " + pair[1]),
+    st.sampled_from(
+        [
+            b"Host: a",
+            b"Host: b:1",
+            b"Content-Length: 3",
+            b"Content-Length: 0",
+            b"Connection: close",
+            b"Transfer-Encoding: chunked",
+            b"Expect: 100-continue",
+            b"X-Request-ID: abc",
+            b"X: ",
+            b"Connection: keep-alive",
+            b"Expect: x",
+            b" folded",
+            b"X-Forwarded-For: 1.2.3.4",
+        ]
+    ),
+)
+_target = st.sampled_from(
+    [b"/", b"/items/1", b"/items/x", b"/none", b"/?a=b", b"*", b"http://a/", b"x"]
+)
+_head = st.builds(
+    lambda method, target, version, host, fields: (
+        b"%b %b HTTP/%b\r\n" % (method, target, version)
+        + b"".join(one + b"\r\n" for one in (host + fields))
+        + b"\r\n"
+    ),
+    st.sampled_from([b"GET", b"POST", b"HEAD", b"OPTIONS", b"FOO"]),
+    _target,
+    st.sampled_from([b"1.1", b"1.1", b"1.1", b"1.0", b"2.0"]),
+    st.sampled_from([[b"Host: a"], [b"Host: a"], []]),
+    st.lists(_field, max_size=4),
+)
+
+
+def cache(**options: Any) -> HeadCache:
+    return HeadCache(ROUTER, LIMITS, options.pop("served", lambda: 10**9), **options)
+
+
+def ask(heads: HeadCache, raw: bytes) -> Head:
+    """Return the head as ``Reader`` does."""
+    return heads.found.get(raw) or heads.parse(raw)
+
+
+@examples(600)
+@given(raws=st.lists(_head, min_size=1, max_size=8), order=st.lists(st.integers(0, 7), max_size=30))
+def test_cached_and_parsed_heads_are_alike(raws: list[bytes], order: list[int]) -> None:
+    """Whatever stands in the cache is what parsing gives; what is refused does not stand in it."""
+    heads = cache(entries=3, longest=90)
+    for at in order:
+        raw = raws[at % len(raws)]
+        assert outcome(lambda raw: ask(heads, raw), raw) == outcome(parse, raw)
+        assert len(heads.found) <= 3
+    for raw, head in heads.found.items():
+        assert len(raw) <= 90
+        assert contents(head) == contents(parse(raw))
+
+
+def numbered(n: int) -> bytes:
+    return get(b"X: %d" % n)
+
+
+def test_the_oldest_entry_leaves_first() -> None:
+    heads = cache(entries=2)
+    for n in (1, 2, 3):
+        ask(heads, numbered(n))
+    assert list(heads.found) == [numbered(2), numbered(3)]
+
+
+def test_long_heads_are_not_stored() -> None:
+    heads = cache(longest=100)
+    short, long = get(b"X: " + b"x" * 68), get(b"X: " + b"x" * 69)
+    assert (len(short), len(long)) == (100, 101)
+    ask(heads, short)
+    ask(heads, long)
+    assert list(heads.found) == [short]
+
+
+def test_refused_heads_are_never_stored() -> None:
+    heads = cache()
+    for raw in (
+        host(b"a b"),
+        line(b"FOO / HTTP/1.1"),
+        get(b"Expect: x"),
+        body(b"Content-Length: x"),
+    ):
+        for _ in range(2):
+            with pytest.raises(HTTPError):
+                ask(heads, raw)
+    assert heads.found == {}
+
+
+def test_a_cache_without_entries_stores_nothing() -> None:
+    heads = cache(entries=0)
+    for n in range(HeadCache.REVIEW * 2):
+        ask(heads, numbered(n % 3))
+    assert heads.found == {}
+
+
+def test_the_cache_rests_while_nearly_every_head_is_new_and_tries_again() -> None:
+    served = 0
+    heads = cache(served=lambda: served)
+
+    def serve(n: int) -> None:
+        nonlocal served
+        served += 1
+        ask(heads, numbered(n))
+
+    found = heads.found
+    for n in range(HeadCache.REVIEW - 1):
+        serve(n)
+    assert len(found) == HeadCache.REVIEW - 1
+    serve(HeadCache.REVIEW - 1)
+    assert len(found) == 0  # it gave its memory back
+    for _ in range(HeadCache.REST - 1):
+        serve(7)
+        assert len(found) == 0
+    serve(7)
+    assert len(found) == 1  # it tries again
+    assert heads.found is found  # which connections hold on to
+
+
+def test_the_cache_goes_on_while_it_hits() -> None:
+    """At every review at least a tenth of what was served came from the cache."""
+    served = 0
+    heads = cache(served=lambda: served)
+    for n in range(HeadCache.REVIEW * 5):
+        served += 2
+        ask(heads, numbered(n))
+        ask(heads, numbered(n))
+    assert len(heads.found) == 1024
