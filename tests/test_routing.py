@@ -220,3 +220,18 @@ def test_the_work_is_bounded_by_the_tree_not_by_the_path() -> None:
     router = Router([Route("GET", named((*shape, "end")), handler) for shape in shapes])
     assert router.match("GET", "/1/1/1/1/1/other")[0] is NOT_FOUND
     assert router.match("GET", "/1" * 8000)[0] is NOT_FOUND
+
+
+def test_a_path_with_other_methods_only_gives_way_to_a_less_exact_one() -> None:
+    router = Router(
+        [
+            Route("GET", "/users/me", lambda request: "me"),
+            Route("GET", "/users/{id:int}", lambda request, id: id),
+            Route("DELETE", "/users/{name}", lambda request, name: name),
+        ]
+    )
+    route, params = router.match("DELETE", "/users/5")
+    assert (route.path, params) == ("/users/{name}", {"name": "5"})
+    assert router.match("DELETE", "/users/me")[0].path == "/users/{name}"
+    assert router.match("HEAD", "/users/me")[0].path == "/users/me"
+    assert router.match("PUT", "/users/5")[0].path == "/users/{id:int}"  # its 405

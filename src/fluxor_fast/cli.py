@@ -98,6 +98,9 @@ def routes(app: str | None, config: Path | None, **options: Any) -> None:
 @contextmanager
 def _prepared(settings: Settings) -> Iterator[Settings]:
     """Complete the settings with what has to be the same in all workers."""
+    # "auto" is resolved here, once: a worker that is pinned to a core would count one
+    server = settings.server.model_copy(update={"workers": settings.server.worker_count})
+    settings = settings.model_copy(update={"server": server})
     if settings.auth.jwt_secret is None and settings.server.dev:
         click.echo(
             "development mode: tokens are signed with a random secret of this start", err=True

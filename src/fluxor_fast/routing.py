@@ -7,8 +7,8 @@ UUID, and ``{name:path}`` all that is left (it must stand last).
 Rules kept here:
 
 1. The more exact wins, whatever the order of registration: a literal segment before an int,
-   before a UUID, before text, before the rest of the path; a dead end backs up and tries the
-   next kind.
+   before a UUID, before text, before the rest of the path; a dead end, or a path that has other
+   methods only, backs up and tries the next kind.
 2. Segments are split before they are decoded, so ``%2F`` never makes a new segment.
 3. A path that exists but not with this method is 405 with ``Allow``; HEAD is answered by GET,
    OPTIONS by the list of methods (RFC 9110, sections 9.3.2, 9.3.7 and 15.5.6).
@@ -18,7 +18,7 @@ Rules kept here:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, IntEnum
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -137,6 +137,10 @@ class _Methods:
         self.denied = Route("*", route.path, denied)
         self.options = Route("OPTIONS", route.path, options)
 
+    def takes(self, method: str) -> bool:
+        """Whether a route was registered for ``method``."""
+        return method in self.routes or (method == "HEAD" and "GET" in self.routes)
+
     def get(self, method: str) -> Route:
         route = self.routes.get(method)
         if route is None and method == "HEAD":
@@ -244,7 +248,7 @@ class Router:
             UTF-8 is not found.
         """
         methods = self._static.get(path)
-        if methods is not None:
+        if methods is not None and (methods.takes(method) or path == "*"):
             return methods.get(method), {}
         if "%" in path:
             try:
@@ -253,38 +257,40 @@ class Router:
                 return NOT_FOUND, {}
         else:
             segments = path[1:].split("/")
-        found = _search(self._root, segments, 0, [])
-        if found is None:
+        first: Found | None = None
+        for found in _search(self._root, segments, 0, []):
+            if found[0].takes(method):
+                first = found
+                break
+            first = first or found
+        if first is None:
             return NOT_FOUND, {}
-        methods, names, values = found
+        methods, names, values = first
         return methods.get(method), dict(zip(names, values, strict=True))
 
 
 Found = tuple[_Methods, tuple[str, ...], list[Any]]
 
 
-def _search(node: _Node, segments: list[str], at: int, values: list[Any]) -> Found | None:
-    """Walk the tree depth first, the more exact branch first.
+def _search(node: _Node, segments: list[str], at: int, values: list[Any]) -> Iterator[Found]:
+    """Walk the tree depth first, the more exact branch first, and yield every match.
 
     Each node has at most five branches and each takes one segment, but a path of n segments
     cannot fan out beyond what was registered: the tree, not the client, bounds the work.
     """
     if at == len(segments):
-        return None if node.leaf is None else (node.leaf, node.names, values)
+        if node.leaf is not None:
+            yield node.leaf, node.names, values
+        return
     segment = segments[at]
     child = node.children.get(segment)
     if child is not None:
-        found = _search(child, segments, at + 1, values)
-        if found is not None:
-            return found
+        yield from _search(child, segments, at + 1, values)
     for converter in _ORDER:
         child = node.parameters.get(converter)
         if child is not None:
             value = _CONVERTERS[converter](segment)
             if value is not None:
-                found = _search(child, segments, at + 1, [*values, value])
-                if found is not None:
-                    return found
+                yield from _search(child, segments, at + 1, [*values, value])
     if node.rest is not None:
-        return node.rest, node.rest_name, [*values, "/".join(segments[at:])]
-    return None
+        yield node.rest, node.rest_name, [*values, "/".join(segments[at:])]

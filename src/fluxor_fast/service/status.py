@@ -26,7 +26,7 @@ __all__ = ["add_routes"]
 FEATURES = [
     "exact limit on concurrent users over all workers",
     "backpressure and load shedding",
-    "rolling reloads",
+    "replacement of failed workers",
     "PostgreSQL connection pool",
     "JWT authentication",
     "roles",
