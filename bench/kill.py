@@ -158,6 +158,10 @@ class Clients:
         self._go.clear()
         await until(lambda: self.asking == 0, ANSWER_SECONDS + 1, "the clients come to rest")
 
+    async def newcomer(self, known: int) -> None:
+        """Wait until more than ``known`` workers have answered; ``Failed`` if none comes."""
+        await until(lambda: len(self.tally.seen) > known, 2, "a new worker answers")
+
     def resume(self) -> None:
         """Go on."""
         self._go.set()
@@ -326,7 +330,7 @@ async def run(server: Server, token: str, options: dict[str, Any]) -> dict[str, 
             known = set(clients.tally.seen)
             kill = await kill_one(server, clients, options["workers"], chosen)
             with contextlib.suppress(Failed):  # its connections may all stay with the others
-                await until(lambda known=known: set(clients.tally.seen) - known, 2, "its answer")
+                await clients.newcomer(len(known))
             news = [at for prefix, at in clients.tally.seen.items() if prefix not in known]
             kill.first_answer_seconds = min(news) - kill.at if news else None
             kill.ccu_at_rest = await ccu_at_rest(clients, server.port)

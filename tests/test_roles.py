@@ -11,7 +11,7 @@ from fluxor_fast.auth.roles import authenticated, require_role
 from fluxor_fast.auth.tokens import Tokens
 from tests.support.pure import Asker, document, run
 
-TOKENS = Tokens(b"s" * 32, 60)
+TOKENS = Tokens(b"s" * 32, 3600)  # made at import: must outlast a slow suite
 USER = TOKENS.issue(1, "user@example.com", ["user"])
 ADMIN = TOKENS.issue(2, "admin@example.com", ["user", "admin"])
 

@@ -412,6 +412,9 @@ class BatchRunner:
         until = monotonic() + seconds
         while self.busy and monotonic() < until:
             await asyncio.sleep(0.005)
+        for queue in (self._ready, self._waiting):  # for these there is no time left
+            self._expire(queue, inf, "draining")
+        await asyncio.sleep(0)  # a task that has not begun could not clean up after itself
         left = list(self._tasks)
         for task in left:
             task.cancel()
@@ -492,7 +495,7 @@ class BatchRunner:
             answer = self._encode(request, self._refusals[reason].response)
         connection.deliver(request, answer)
 
-    def _expire(self, queue: deque[Request], now: float) -> None:
+    def _expire(self, queue: deque[Request], now: float, reason: str = "deadline") -> None:
         """Refuse what has waited too long; the oldest stand first."""
         oldest = now - self.deadline
         while queue and queue[0].arrived < oldest:
@@ -502,7 +505,7 @@ class BatchRunner:
                 continue
             request.queued = request.permit = False
             self.limit.release(1)
-            self._refuse(request, "deadline")
+            self._refuse(request, reason)
 
     # figures
 

@@ -1,0 +1,582 @@
+"""One turn of a worker: slices, deadlines, order, and that every request is counted once.
+
+The protocol here is the real one over a transport that only records; the clock is a number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxor_fast import App, HTTPError, Request
+from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
+from fluxor_fast.server import batch
+from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
+from fluxor_fast.server.batch import POLL, BatchRunner
+from fluxor_fast.server.heads import HeadCache, Limits
+from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+from tests.support.inprocess import head, in_loop, make_runner, until
+from tests.support.seeds import examples
+
+
+class Clock:
+    """Moved by hand; started far from zero, as a monotonic clock is."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(batch, "monotonic", clock)
+    return clock
+
+
+class HandLoop:
+    """Of an event loop, what a runner uses; goes round when told to."""
+
+    def __init__(self) -> None:
+        self.soon: deque[Callable[[], None]] = deque()
+        self.later: list[tuple[float, Callable[[], None]]] = []
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self.soon.append(call)
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> None:
+        self.later.append((delay, call))
+
+    def turn(self) -> None:
+        for _ in range(len(self.soon)):
+            self.soon.popleft()()
+
+    def run(self) -> int:
+        """Turn until nothing is to do; return how many turns it took."""
+        turns = 0
+        while self.soon:
+            self.turn()
+            turns += 1
+            assert turns < 10_000, "it never comes to rest"
+        return turns
+
+    def wake(self) -> None:
+        later, self.later = self.later, []
+        for _, call in later:
+            call()
+
+
+class Transport:
+    """Records what is written; ``on_close`` is told of the end."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.closing = False
+        self.protocol: Any = None
+
+    def write(self, data: bytes) -> None:
+        assert not self.closing
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.closing = True
+
+    abort = close
+
+    def write_eof(self) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, name: str) -> Any:
+        return None
+
+    @property
+    def statuses(self) -> list[int]:
+        text = b"".join(self.written)
+        return [int(part[:3]) for part in text.split(b"HTTP/1.1 ")[1:]]
+
+
+class Bench:
+    """A runner with connections to it."""
+
+    def __init__(self, app: App, loop: Any, *, memory: SharedMemory | None = None, **knobs: Any):
+        self.app = app
+        self.loop = loop
+        self.memory = memory or SharedMemory(2)
+        self.runner: BatchRunner = make_runner(loop, self.memory, **knobs)
+        share = SharedLimit(self.memory.connections, 0, full_fence(), KernelLock(self.memory.fd, 2))
+        self.service = Service(
+            app=app,
+            runner=self.runner,
+            heads=HeadCache(app.router(), Limits(), lambda: self.runner.offered),
+            timeouts=Timeouts(10, 30, 75, 30),
+            connections=share,
+            max_connections=1000,
+            max_pipeline=32,
+            trusted_proxies=(),
+            open=set(),
+        )
+
+    def connect(self) -> HttpProtocol:
+        protocol = HttpProtocol(self.service)
+        transport: Any = Transport()
+        transport.protocol = protocol
+        protocol.connection_made(transport)
+        return protocol
+
+    def ask(self, path: str) -> HttpProtocol:
+        protocol = self.connect()
+        protocol.data_received(head(path))
+        return protocol
+
+    def figures(self) -> dict[str, int]:
+        region = self.memory.region(0)
+        return {
+            "offered": region[Word.OFFERED],
+            "accepted": region[Word.ACCEPTED],
+            "completed": region[Word.COMPLETED],
+            "aborted": region[Word.ABORTED],
+            "shed": sum(region[Word.SHED + at] for at in range(len(SHED_REASONS))),
+        }
+
+    def shed(self, reason: str) -> int:
+        return self.memory.region(0)[Word.SHED + SHED_REASONS.index(reason)]
+
+    def assert_adds_up(self) -> None:
+        """What is offered is accepted, shed or waiting; who waits or runs holds a permit."""
+        f = self.figures()
+        waiting = f["offered"] - f["accepted"] - f["shed"]
+        running = f["accepted"] - f["completed"] - f["aborted"]
+        assert waiting >= 0 and running >= 0, f
+        assert self.memory.permits[0] == waiting + running, (f, self.memory.permits[0])
+        assert self.runner.busy == waiting + running + len(self.runner.arrivals)
+
+    def assert_empty(self) -> None:
+        self.assert_adds_up()
+        f = self.figures()
+        assert f["offered"] == f["accepted"] + f["shed"]
+        assert f["accepted"] == f["completed"] + f["aborted"]
+        assert self.memory.permits.tolist() == [0, 0]
+        assert self.memory.slots.tolist() == [0, 0]
+        assert self.runner.busy == 0
+        self.runner.publish_latencies()
+        region = self.memory.region(0)
+        observed = sum(region[Word.BUCKETS + at] for at in range(len(BOUNDS) + 1))
+        assert observed == f["completed"]
+
+
+def burning_app(clock: Clock, seconds: float = 0.001) -> tuple[App, list[str]]:
+    app, served = App(), []
+
+    @app.get("/burn/{n:int}")
+    def burn(request: Request, n: int) -> dict[str, int]:
+        clock.now += seconds
+        served.append(f"burn {n}")
+        return {"n": n}
+
+    @app.get("/text/{n:int}")
+    def text(request: Request, n: int) -> str:
+        clock.now += seconds
+        served.append(f"text {n}")
+        return "not the short way"
+
+    @app.get("/health", priority="exempt")
+    def health(request: Request) -> dict[str, str]:
+        served.append("health")
+        return {"status": "healthy"}
+
+    @app.get("/wait/{n:int}")
+    async def wait(request: Request, n: int) -> dict[str, int]:
+        served.append(f"wait {n}")
+        await app.state.gate.wait()
+        return {"n": n}
+
+    return app, served
+
+
+# slices
+
+
+@pytest.mark.parametrize("route", ["burn", "text"])
+def test_a_slice_ends_after_its_time_and_the_backlog_goes_on_next_turn(
+    clock: Clock, route: str
+) -> None:
+    app, served = burning_app(clock)
+    bench = Bench(app, HandLoop(), slice_seconds=0.002)
+    for n in range(10):
+        bench.ask(f"/{route}/{n}")
+    for turn in range(1, 6):
+        bench.loop.turn()
+        assert served == [f"{route} {n}" for n in range(2 * turn)]
+        bench.assert_adds_up()
+    assert bench.loop.run() <= 1
+    bench.assert_empty()
+
+
+def test_at_least_one_handler_runs_in_a_slice(clock: Clock) -> None:
+    app, served = burning_app(clock, seconds=0.5)
+    bench = Bench(app, HandLoop(), slice_seconds=0.002, deadline=100)
+    for n in range(3):
+        bench.ask(f"/burn/{n}")
+    for turn in range(1, 4):
+        bench.loop.turn()
+        assert len(served) == turn
+
+
+def test_an_exempt_request_is_answered_before_the_backlog_is_done(clock: Clock) -> None:
+    app, served = burning_app(clock)
+    bench = Bench(app, HandLoop(), slice_seconds=0.002)
+    for n in range(100):
+        bench.ask(f"/burn/{n}")
+    bench.loop.turn()
+    health = bench.ask("/health")
+    assert served == ["burn 0", "burn 1"]
+    bench.loop.turn()
+    assert served[2] == "health"
+    assert health.transport.statuses == [200]
+    bench.loop.run()
+    assert len(served) == 101
+    bench.assert_empty()
+
+
+def test_refusals_leave_before_the_backlog_is_done(clock: Clock) -> None:
+    app, served = burning_app(clock)
+    bench = Bench(app, HandLoop(), slice_seconds=0.002, max_ccu=10)
+    connections = [bench.ask(f"/burn/{n}") for n in range(15)]
+    bench.loop.turn()
+    assert [one.transport.statuses for one in connections[10:]] == [[503]] * 5
+    assert len(served) == 2
+    bench.loop.run()
+    assert [one.transport.statuses for one in connections[:10]] == [[200]] * 10
+    assert bench.shed("capacity") == 5
+    bench.assert_empty()
+
+
+def test_the_first_to_come_are_the_ones_taken_and_run_in_order(clock: Clock) -> None:
+    app, served = burning_app(clock)
+    bench = Bench(app, HandLoop(), max_ccu=4)
+    for n in range(6):
+        bench.ask(f"/burn/{n}")
+    bench.loop.run()
+    assert served == [f"burn {n}" for n in range(4)]
+
+
+def test_answers_of_one_connection_leave_in_one_write(clock: Clock) -> None:
+    app, _ = burning_app(clock, seconds=0)
+    bench = Bench(app, HandLoop())
+    connection = bench.connect()
+    connection.data_received(b"".join(head(f"/burn/{n}") for n in range(16)))
+    bench.loop.run()
+    assert len(connection.transport.written) == 1
+    assert connection.transport.statuses == [200] * 16
+    bench.assert_empty()
+
+
+def test_a_turn_is_scheduled_once_however_much_arrives(clock: Clock) -> None:
+    app, _ = burning_app(clock, seconds=0)
+    bench = Bench(app, HandLoop())
+    for n in range(20):
+        bench.ask(f"/burn/{n}")
+    assert len(bench.loop.soon) == 1
+    assert bench.loop.run() == 1
+    assert not bench.loop.later
+
+
+# deadlines
+
+
+def test_what_waited_longer_than_its_deadline_is_refused_and_not_run(clock: Clock) -> None:
+    app, served = burning_app(clock)
+    bench = Bench(app, HandLoop(), slice_seconds=0.001, deadline=0.0045)
+    connections = [bench.ask(f"/burn/{n}") for n in range(10)]
+    bench.loop.run()
+    assert served == [f"burn {n}" for n in range(5)]  # begun 0, 1, 2, 3 and 4 ms after arrival
+    assert [one.transport.statuses for one in connections] == [[200]] * 5 + [[503]] * 5
+    assert bench.shed("deadline") == 5
+    bench.assert_empty()
+
+
+def test_a_deadline_counts_from_each_requests_own_arrival(clock: Clock) -> None:
+    app, served = burning_app(clock)
+    bench = Bench(app, HandLoop(), slice_seconds=0.001, deadline=0.0015)
+    for n in range(3):
+        bench.ask(f"/burn/{n}")
+    bench.loop.turn()
+    late = bench.ask("/burn/9")
+    bench.loop.run()
+    assert served == ["burn 0", "burn 1", "burn 9"]
+    assert late.transport.statuses == [200]
+    assert bench.shed("deadline") == 1
+
+
+# slots
+
+
+@in_loop
+async def test_who_waits_for_a_slot_gets_it_first_in_first_out() -> None:
+    clock = Clock()
+    app, served = burning_app(clock)
+    app.state.gate = asyncio.Semaphore(0)
+    app.state.gate.wait = app.state.gate.acquire
+    bench = Bench(app, asyncio.get_running_loop(), slots=1)
+    for n in range(5):
+        bench.ask(f"/wait/{n}")
+    for n in range(5):
+        await until(lambda n=n: len(served) == n + 1, "the next one runs")
+        assert bench.memory.slots[0] == 1
+        app.state.gate.release()
+    await until(lambda: bench.runner.busy == 0, "all are done")
+    assert served == [f"wait {n}" for n in range(5)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    bench.assert_empty()
+
+
+@in_loop
+async def test_a_slot_given_back_by_another_worker_is_found_by_the_poll() -> None:
+    clock = Clock()
+    app, served = burning_app(clock)
+    app.state.gate = asyncio.Event()
+    memory = SharedMemory(2)
+    other = SharedLimit(memory.slots, 1, full_fence(), KernelLock(memory.fd, 1))
+    assert other.acquire(1, 1) == 1
+    loop = HandLoop()
+    bench = Bench(app, loop, memory=memory, slots=1)
+    bench.ask("/wait/1")
+    for _ in range(3):
+        loop.run()
+        assert served == []
+        assert [delay for delay, _ in loop.later] == [POLL]  # one poll, not one for each turn
+        loop.wake()
+    other.release(1)
+    loop.run()
+    await asyncio.sleep(0)
+    assert served == ["wait 1"]
+    app.state.gate.set()
+    await until(lambda: bench.runner.busy == 0, "it is done")
+    loop.run()
+    assert loop.later == []
+    bench.assert_empty()
+
+
+@in_loop
+async def test_synchronous_requests_need_no_slot() -> None:
+    clock = Clock()
+    app, _served = burning_app(clock)
+    app.state.gate = asyncio.Event()
+    bench = Bench(app, asyncio.get_running_loop(), slots=1)
+    bench.ask("/wait/1")
+    bench.ask("/wait/2")
+    quick = bench.ask("/burn/3")
+    await until(lambda: quick.transport.statuses == [200], "it is answered")
+    app.state.gate.set()
+    await until(lambda: bench.runner.busy == 0, "all are done")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    bench.assert_empty()
+
+
+# the end
+
+
+@in_loop
+async def test_finish_waits_for_what_runs_and_refuses_what_has_no_time_left() -> None:
+    """All words are 0 after a drain, even one that ran out of time."""
+    clock = Clock()
+    app, served = burning_app(clock)
+    app.state.gate = asyncio.Event()
+    bench = Bench(app, asyncio.get_running_loop(), slots=2)
+    connections = [bench.ask(f"/wait/{n}") for n in range(5)]
+    await until(lambda: len(served) == 2, "two run")
+    bench.runner.draining = True
+    assert await bench.runner.finish(0.02) == 2
+    assert len(served) == 2
+    assert [one.transport.statuses for one in connections] == [[], [], [503], [503], [503]]
+    assert all(one.transport.closing for one in connections)
+    assert bench.shed("draining") == 3
+    assert bench.figures()["aborted"] == 2
+    bench.assert_empty()
+
+
+@in_loop
+async def test_a_task_cancelled_before_it_began_gives_everything_back() -> None:
+    clock = Clock()
+    app, _ = burning_app(clock)
+    app.state.gate = asyncio.Event()
+    loop = HandLoop()
+    bench = Bench(app, loop)
+    bench.ask("/wait/1")
+    loop.turn()  # the task is made, and has not had its first step
+    assert await bench.runner.finish(0) == 1
+    loop.run()
+    bench.assert_empty()
+
+
+@in_loop
+async def test_finish_does_not_wait_when_clients_of_the_backlog_are_gone() -> None:
+    """Their places were counted twice: what was in the worker went below zero, for ever."""
+    app, served = App(), []
+
+    @app.get("/n/{n:int}")
+    def number(request: Request, n: int) -> dict[str, int]:
+        served.append(n)
+        if n == 0:
+            for connection in connections[1:]:
+                connection.connection_lost(None)
+        return {"n": n}
+
+    bench = Bench(app, asyncio.get_running_loop())
+    connections = [bench.ask(f"/n/{n}") for n in range(5)]
+    await until(lambda: served, "the first runs")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert served == [0]
+    assert bench.runner.busy == 0
+    assert bench.figures()["aborted"] == 4
+    async with asyncio.timeout(5):
+        assert await bench.runner.finish(60) == 0
+    bench.assert_empty()
+
+
+# for all sequences
+
+_event = st.one_of(
+    st.tuples(
+        st.just("arrive"),
+        st.sampled_from(["/sync", "/text", "/fail", "/teapot", "/async", "/critical", "/health"]),
+        st.integers(1, 4),
+    ),
+    st.tuples(st.just("turn"), st.just(""), st.integers(1, 6)),
+    st.tuples(st.just("leave"), st.just(""), st.integers(0, 30)),
+    st.tuples(st.just("open"), st.just(""), st.integers(1, 3)),
+    st.tuples(st.just("wait"), st.just(""), st.integers(1, 20)),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """Handlers fail here on purpose, by the hundred."""
+    logging.getLogger("fluxor_fast.server").setLevel(logging.CRITICAL)
+    yield
+    logging.getLogger("fluxor_fast.server").setLevel(logging.NOTSET)
+
+
+def sequence_app(clock: Clock) -> App:
+    app = App()
+    app.state.gate = asyncio.Semaphore(0)
+
+    @app.get("/sync")
+    def sync(request: Request) -> dict[str, bool]:
+        clock.now += 0.001
+        return {"sync": True}
+
+    @app.get("/text")
+    def text(request: Request) -> str:
+        clock.now += 0.001
+        return "text"
+
+    @app.get("/fail")
+    def fail(request: Request) -> None:
+        raise RuntimeError
+
+    @app.get("/teapot")
+    async def teapot(request: Request) -> None:
+        raise HTTPError(418)
+
+    @app.get("/async")
+    async def wait(request: Request) -> dict[str, bool]:
+        await app.state.gate.acquire()
+        return {"async": True}
+
+    @app.get("/critical", priority="critical")
+    def critical(request: Request) -> dict[str, bool]:
+        return {"critical": True}
+
+    @app.get("/health", priority="exempt")
+    def health(request: Request) -> dict[str, bool]:
+        return {"healthy": True}
+
+    return app
+
+
+@examples(150)
+@given(
+    events=st.lists(_event, max_size=40),
+    max_ccu=st.integers(1, 12),
+    reserve=st.integers(0, 4),
+    slots=st.integers(1, 4),
+    max_queue=st.integers(0, 8),
+)
+def test_every_request_is_counted_once_and_every_permit_comes_back(
+    events: list[tuple[str, str, int]], max_ccu: int, reserve: int, slots: int, max_queue: int
+) -> None:
+    """After any turn: offered = accepted + Σ shed + waiting; accepted = completed + aborted + …."""
+    clock = Clock()
+
+    async def run() -> None:
+        loop = HandLoop()
+        app = sequence_app(clock)
+        knobs = {"max_ccu": max_ccu, "normal": max(1, max_ccu - reserve), "slots": slots}
+        bench = Bench(app, loop, max_queue=max_queue, deadline=0.01, slice_seconds=0.002, **knobs)
+        connections: list[HttpProtocol] = []
+
+        async def settle() -> None:
+            for _ in range(3):  # what tasks did is published by the next turn
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                if loop.soon:
+                    loop.turn()
+            assert bench.memory.permits[0] <= max_ccu
+            assert bench.memory.slots[0] <= slots
+            bench.assert_adds_up()
+
+        for what, path, count in events:
+            if what == "arrive":
+                connection = bench.connect()
+                connections.append(connection)
+                connection.data_received(head(path) * count)
+            elif what == "turn":
+                for _ in range(count):
+                    await settle()
+            elif what == "leave" and connections:
+                connection = connections.pop(count % len(connections))
+                connection.connection_lost(None)
+            elif what == "open":
+                for _ in range(count):
+                    app.state.gate.release()
+            elif what == "wait":
+                clock.now += count / 1000
+                loop.wake()
+        for _ in range(200):
+            app.state.gate.release()
+        while bench.runner.busy or loop.soon:
+            await settle()
+            loop.wake()
+        await settle()
+        bench.assert_empty()
+        # everyone who stayed got one answer for each request
+        for connection in connections:
+            assert connection.order is None and connection.current is None
+        region = bench.memory.region(0)
+        assert region[Word.OFFERED] == sum(n for what, _, n in events if what == "arrive")
+
+    original = batch.monotonic
+    batch.monotonic = clock
+    try:
+        asyncio.run(run())
+    finally:
+        batch.monotonic = original
