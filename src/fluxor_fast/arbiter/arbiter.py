@@ -61,7 +61,7 @@ class Backoff:
     is forgiven; each further one in a row doubles the delay, from ``first`` to ``longest``.
     """
 
-    healthy: float = 5.0
+    healthy: float = 1.0
     first: float = 0.1
     longest: float = 10.0
     _early: int = field(default=0, init=False)
