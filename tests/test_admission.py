@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.server.admission import (
-    Admission,
     Fence,
     KernelLock,
     SharedLimit,
@@ -131,6 +130,24 @@ def test_a_lock_that_is_not_to_be_had_costs_refusals_and_nothing_else() -> None:
     assert shared.tolist() == [3, 0]
 
 
+def test_two_that_announce_at_once_do_not_both_go_without() -> None:
+    """The last free permit: both announce, both see too much; one more try under the lock."""
+    shared = words(2)
+
+    def meanwhile() -> None:
+        if not lock.taken:
+            shared[1] = 1  # the other worker announces between our announcement and our sum
+
+    class AfterTheOther(FreeLock):
+        def acquire(self) -> bool:
+            shared[1] = 0  # it saw us too, and gave its permit back
+            return super().acquire()
+
+    lock = AfterTheOther()
+    assert SharedLimit(shared, 0, meanwhile, lock).acquire(1, 1) == 1
+    assert shared.tolist() == [1, 0]
+
+
 def test_a_new_worker_goes_on_from_what_its_word_says() -> None:
     shared = words(1)
     shared[0] = 2
@@ -169,13 +186,13 @@ def test_normal_requests_go_by_the_smaller_of_capacity_and_room(
     assert found.normal <= found.critical
 
 
-def test_admission_keeps_the_reserve_for_critical_requests() -> None:
+def test_the_reserve_is_kept_for_critical_requests() -> None:
     share = SharedLimit(words(1), 0, full_fence("x86_64"), FreeLock())
-    admission = Admission(share, Thresholds.of(max_ccu=10, normal=6, slots=10, max_queue=10))
-    assert admission.admit_normal(8) == 6
-    assert admission.admit_normal(1) == 0
-    assert admission.admit_critical(8) == 4
-    admission.leave(10)
+    thresholds = Thresholds.of(max_ccu=10, normal=6, slots=10, max_queue=10)
+    assert share.acquire(8, thresholds.normal) == 6
+    assert share.acquire(1, thresholds.normal) == 0
+    assert share.acquire(8, thresholds.critical) == 4
+    share.release(10)
     assert share.total() == 0
 
 

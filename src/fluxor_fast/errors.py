@@ -17,6 +17,7 @@ The process ends with ``exit_code`` and one line on standard error; a client get
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
@@ -101,7 +102,7 @@ class HTTPError(FluxorError):
         phrase = _phrase(status)
         self.status = status
         self.message = message or phrase
-        self.code = code or phrase.upper().replace(" ", "_").replace("-", "_")
+        self.code = code or re.sub(r"[^A-Z]+", "_", phrase.upper().replace("'", ""))
         self.headers = dict(headers or {})
         self.details = details
         super().__init__(f"{status} {self.message}")

@@ -122,7 +122,8 @@ class SharedMemory:
                 total = [a + b for a, b in zip(total, self.region(index).tolist(), strict=True)]
             if before % 2 == 0 and words[_FOLD] == before:
                 break
-        return total
+            os.sched_yield()  # the arbiter may wait for this very core to end its fold
+        return total  # after so long it died in the middle of one: rather a guess than a hang
 
     def fold(self, index: int) -> None:
         """Give back all that the dead worker ``index`` held, and keep what it counted.

@@ -37,7 +37,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Admission", "Fence", "KernelLock", "SharedLimit", "Thresholds", "full_fence"]
+__all__ = ["Fence", "KernelLock", "SharedLimit", "Thresholds", "full_fence"]
 
 Fence = Callable[[], None]
 
@@ -168,25 +168,3 @@ class Thresholds:
         if room < normal:
             return cls(room, "queue_full", max_ccu, slots)
         return cls(normal, "capacity", max_ccu, slots)
-
-
-class Admission:
-    """Decides for a batch: critical requests first, then normal ones; exempt ones never ask."""
-
-    __slots__ = ("_limit", "_thresholds")
-
-    def __init__(self, limit: SharedLimit, thresholds: Thresholds) -> None:
-        self._limit = limit
-        self._thresholds = thresholds
-
-    def admit_critical(self, count: int) -> int:
-        """Return how many of ``count`` critical requests may enter."""
-        return self._limit.acquire(count, self._thresholds.critical)
-
-    def admit_normal(self, count: int) -> int:
-        """Return how many of ``count`` normal requests may enter."""
-        return self._limit.acquire(count, self._thresholds.normal)
-
-    def leave(self, count: int) -> None:
-        """Note that ``count`` requests have left the system."""
-        self._limit.release(count)
