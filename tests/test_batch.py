@@ -121,7 +121,7 @@ class Bench:
         self.service = Service(
             app=app,
             runner=self.runner,
-            heads=HeadCache(app.router(), Limits(), lambda: self.runner.offered),
+            heads=HeadCache(app.router(), Limits(), lambda: self.runner.counters.offered),
             timeouts=Timeouts(10, 30, 75, 30),
             connections=share,
             max_connections=1000,
@@ -172,7 +172,7 @@ class Bench:
         assert self.memory.permits.tolist() == [0, 0]
         assert self.memory.slots.tolist() == [0, 0]
         assert self.runner.busy == 0
-        self.runner.publish_latencies()
+        self.runner.counters.publish_latencies()
         region = self.memory.region(0)
         observed = sum(region[Word.BUCKETS + at] for at in range(len(BOUNDS) + 1))
         assert observed == f["completed"]
@@ -583,3 +583,111 @@ def check_sequence(events: list[Event], **knobs: int) -> None:
         asyncio.run(run())
     finally:
         batch.monotonic = original
+
+
+# limits of routes, clients' own deadlines, pacing
+
+
+def limited_app() -> App:
+    app = App()
+
+    @app.get("/two", max_in_flight=2)
+    async def two(request: Request) -> dict[str, int]:
+        await app.state.gate.wait()
+        return {}
+
+    @app.get("/quick", max_in_flight=2)
+    def quick(request: Request) -> dict[str, int]:
+        return {}
+
+    return app
+
+
+def route_limits(app: App, memory: SharedMemory, index: int = 0) -> dict[Any, SharedLimit]:
+    limited = [route for route in app.routes if route.max_in_flight]
+    return {
+        route: SharedLimit(memory.routes[at], index, full_fence(), KernelLock(memory.fd, 3 + at))
+        for at, route in enumerate(limited)
+    }
+
+
+@in_loop
+async def test_a_routes_permits_are_taken_once_and_given_back_once() -> None:
+    app, memory, loop = limited_app(), SharedMemory(2), HandLoop()
+    app.state.gate = asyncio.Event()
+    bench = Bench(app, loop, memory=memory, routes=route_limits(app, memory), slots=1)
+    asked = [bench.ask("/two") for _ in range(5)]
+    loop.run()
+    assert sum(p.transport.statuses == [503] for p in asked) == 3
+    assert bench.shed("route") == 3
+    assert memory.routes[0].tolist() == [2, 0]
+    waiting = next(p for p in asked if p.current is not None and p.current.queued)
+    waiting.connection_lost(None)  # one that waits for the only slot
+    assert memory.routes[0].tolist() == [1, 0]
+    app.state.gate.set()
+    await until(lambda: not loop.run() and bench.runner.busy == 0, "all are done")
+    for _ in range(3):
+        quick = [bench.ask("/quick") for _ in range(2)]
+        loop.run()
+        assert [p.transport.statuses for p in quick] == [[200], [200]]
+    assert [row.tolist() for row in memory.routes[:2]] == [[0, 0], [0, 0]]
+    bench.assert_empty()
+
+
+def test_a_client_that_says_how_long_it_waits_is_told_by_then(clock: Clock) -> None:
+    app, _ = burning_app(clock)
+    app.state.gate = None
+    bench = Bench(app, HandLoop(), slots=1, deadline=10.0)
+    bench.runner.slots._words[1] = 1  # another worker has the only slot
+    hurried, patient = bench.connect(), bench.connect()
+    hurried.data_received(head("/wait/1", "X-Request-Timeout-Ms: 50"))
+    patient.data_received(head("/wait/2", "X-Request-Timeout-Ms: 999999"))
+    for _ in range(60):
+        bench.loop.run()
+        bench.loop.wake()
+        clock.now += 0.001
+    assert hurried.transport.statuses == [503]
+    assert patient.transport.statuses == []
+    assert bench.shed("deadline") == 1
+    bench.runner.slots._words[1] = 1
+    clock.now += 10.0  # the server's own deadline caps what a client asks for
+    bench.loop.wake()
+    bench.loop.run()
+    assert patient.transport.statuses == [503]
+    bench.runner.slots._words[1] = 0
+    bench.assert_empty()
+
+
+def test_who_would_wait_beyond_the_deadline_is_refused_on_arrival(clock: Clock) -> None:
+    app, _ = burning_app(clock)
+    bench = Bench(app, HandLoop(), deadline=0.2)
+    for n in range(150):  # 150 ms of work
+        bench.ask(f"/burn/{n}")
+    for _ in range(60):  # of which 120 are done: a request a millisecond is known to leave
+        bench.loop.turn()
+    late = [bench.ask(f"/burn/{n}") for n in range(300)]
+    bench.loop.turn()
+    told = [p for p in late if p.transport.statuses == [503]]
+    assert 90 <= len(told) <= 140  # 30 wait already, and 170 more will be done in time
+    assert bench.shed("deadline") == len(told)
+    bench.loop.run()
+    assert bench.shed("deadline") - len(told) <= 20
+    bench.assert_empty()
+
+
+def test_a_refused_connection_is_left_unread_for_a_while(clock: Clock) -> None:
+    app, _ = burning_app(clock)
+    bench = Bench(app, HandLoop(), max_ccu=1, pause=0.5)
+    bench.runner.limit._words[1] = 1  # another worker has the only permit
+    protocol = bench.ask("/burn/1")
+    bench.loop.run()
+    assert protocol.transport.statuses == [503]
+    assert protocol._paused
+    clock.now += 0.011
+    bench.loop.wake()
+    bench.loop.run()
+    assert not protocol._paused
+    exempt = bench.ask("/health")
+    bench.loop.run()
+    assert exempt.transport.statuses == [200]
+    assert not exempt._paused

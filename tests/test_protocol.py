@@ -266,7 +266,7 @@ async def test_no_more_than_max_pipeline_requests_are_in_progress() -> None:
         await until(lambda: protocol.order is not None and len(protocol.order) == 4, "the cap")
         await turns()
         assert protocol.order is not None and len(protocol.order) == 4
-        assert server.runner.offered == 4
+        assert server.runner.counters.offered == 4
         assert not protocol.transport.is_reading()
         gates.open("a")
         assert (await client.answer()).json() == {"waited": "a"}
@@ -285,7 +285,7 @@ async def test_a_small_cap_is_kept_and_answers_all(cap: int) -> None:
         await client.send(head("/wait/a") + b"".join(head(f"/n/{n}") for n in range(10)))
         await until(lambda: gates.entered, "the first runs")
         await turns()
-        assert server.runner.offered == cap
+        assert server.runner.counters.offered == cap
         gates.open("a")
         assert await statuses(client, 11) == [200] * 11
         await client.send(b"".join(head(f"/n/{n}") for n in range(10)))
@@ -834,7 +834,7 @@ async def test_what_is_not_there_is_404_or_405_and_the_connection_stays() -> Non
 
 def assert_refused(answer: Any, reason: str) -> None:
     assert answer.status == 503
-    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["retry-after"] in ("1", "2")
     assert answer.headers["content-type"] == "application/json"
     document = answer.json()
     assert document["code"] == "BACKPRESSURE"

@@ -69,6 +69,7 @@ class App:
         blocking: bool = False,
         middleware: Sequence[Middleware] = (),
         max_body: int | None = None,
+        max_in_flight: int | None = None,
     ) -> Callable[[Handler], Handler]:
         """Register a handler, called as ``handler(request, **path_parameters)``.
 
@@ -77,6 +78,8 @@ class App:
         :param blocking: run the (plain) function in a thread.
         :param middleware: for this route only, inside the application's own.
         :param max_body: largest body in bytes, instead of the server's ``max_body``.
+        :param max_in_flight: the most requests of this route in the system at once, over all
+            workers (a bulkhead); beyond it 503 with the reason ``route``.
         :raises RouteError: for a bad path or priority, a handler whose signature does not take
             the path's parameters, or a path and method that are registered already.
         """
@@ -88,11 +91,23 @@ class App:
                 raise RouteError(
                     f"{path}: priority is exempt, critical or normal, not {priority!r}"
                 ) from None
+            if max_in_flight is not None and (max_in_flight < 1 or rank is Priority.EXEMPT):
+                raise RouteError(
+                    f"{path}: max_in_flight is at least 1, and exempt routes are never refused"
+                )
             kind = _kind(path, handler, blocking)
             parameters = parameters_of(path)
             _check_signature(path, handler, parameters)
             made = [
-                Route(method.upper(), path, handler, kind=kind, priority=rank, max_body=max_body)
+                Route(
+                    method.upper(),
+                    path,
+                    handler,
+                    kind=kind,
+                    priority=rank,
+                    max_body=max_body,
+                    max_in_flight=max_in_flight,
+                )
                 for method in methods
             ]
             Router([*self._routes, *made])  # a clash shows where it is made, and leaves nothing

@@ -69,6 +69,7 @@ Percent = Annotated[int, Field(ge=1, le=100)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Millis = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Grace = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+Second = Annotated[float, Field(ge=0, le=1)]  # the least that Retry-After can say
 Text = Annotated[str, Field(min_length=1)]
 Host = Annotated[str, Field(pattern=r"^([\w.-]+|/[\w./-]+|[\da-fA-F]*(:[\da-fA-F.]*){2,})$")]
 Level = Literal["debug", "info", "warning", "error"]
@@ -109,6 +110,9 @@ class ServerSettings(_Section):
     max_queue: Size | None = _knob(None, "requests waiting; normal - slots, but room for 100")
     max_connections: Count | None = _knob(None, "open connections; max_ccu, as each user has one")
     queue_deadline: Seconds = _knob(1.0, "seconds to wait for a slot; then clients have given up")
+    queue_target: Grace = _knob(0.005, "seconds the oldest may wait before a queue stands; 0: any")
+    queue_interval: Seconds = _knob(0.1, "seconds above it until a queue stands; spans bursts")
+    refusal_pause: Second = _knob(0.5, "most seconds a refused connection stays unread; 0: none")
     graceful_timeout: Grace = _knob(30.0, "seconds for requests to end at a stop; as Kubernetes")
     boot_timeout: Seconds = _knob(30.0, "seconds for a worker to get ready; an import can hang")
     heartbeat_timeout: Seconds = _knob(30.0, "seconds a loop may stall until SIGKILL; it hangs")

@@ -61,7 +61,16 @@ class Route:
     ``call(request)`` returns what the handler returned (a coroutine for ``Kind.ASYNC``).
     """
 
-    __slots__ = ("call", "handler", "kind", "max_body", "method", "path", "priority")
+    __slots__ = (
+        "call",
+        "handler",
+        "kind",
+        "max_body",
+        "max_in_flight",
+        "method",
+        "path",
+        "priority",
+    )
 
     def __init__(
         self,
@@ -73,6 +82,7 @@ class Route:
         kind: Kind = Kind.SYNC,
         priority: Priority = Priority.NORMAL,
         max_body: int | None = None,
+        max_in_flight: int | None = None,
     ) -> None:
         self.method = method
         self.path = path
@@ -81,6 +91,7 @@ class Route:
         self.kind = kind
         self.priority = priority
         self.max_body = max_body
+        self.max_in_flight = max_in_flight
 
     def __repr__(self) -> str:
         return f"<Route {self.method} {self.path} {self.kind.value} {self.priority.name.lower()}>"

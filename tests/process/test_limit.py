@@ -15,7 +15,7 @@ from tests.support.server import Answer, Client, LiveServer, eventually, get
 # normal capacity 20, of which 6 run; critical routes up to 40
 FLAGS = (
     "--workers=3", "--max-ccu=40", "--utilization=50", "--slots=6", "--max-queue=100",
-    "--max-connections=500", "--queue-deadline=60",
+    "--max-connections=500", "--queue-deadline=60", "--queue-target=0",
 )  # fmt: skip
 
 
@@ -175,3 +175,55 @@ def test_connections_are_limited_over_all_workers(gate: Path) -> None:
         eventually(lambda: clients[0].request("/figures").json["connections"] == 9, "a place")
         assert get(server.port, "/who").status == 200
         close(clients)
+
+
+def test_a_route_has_a_limit_of_its_own_over_all_workers(gate: Path) -> None:
+    with LiveServer("held:app", *FLAGS, env={"HELD_GATE": str(gate)}) as server:
+        clients = flood(server.port, 30, "/hold/seven")
+        answered = refused(clients, 23)
+        assert len(answered) == 23
+        assert {client.read().json["reason"] for client in answered} == {"route"}
+        # a bulkhead: the others do not notice
+        assert get(server.port, "/").status == 200
+        assert get(server.port, "/figures").json["ccu"] == 7
+        held = [client for client in clients if client not in answered]
+        assert {answer.status for answer in drain_gate(gate, held)} == {200}
+        for _ in range(10):  # and every permit came back, of quick routes too
+            assert get(server.port, "/three").status == 200
+        again = flood(server.port, 8, "/hold/seven")
+        assert [client.read().json["reason"] for client in refused(again, 1)] == ["route"]
+        gate.touch()
+        close(clients + again)
+
+
+def test_a_routes_permits_come_back_when_its_worker_is_killed(gate: Path) -> None:
+    with LiveServer("held:app", *FLAGS, env={"HELD_GATE": str(gate)}) as server:
+        victim = server.workers[0]
+        clients = [one_of(server.port, victim) for _ in range(7)]
+        for client in clients:
+            client.send("/hold/seven")
+        eventually(lambda: get(server.port, "/figures").json["ccu"] == 7, "all in one worker")
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: get(server.port, "/figures").json["ccu"] == 0, "freed")
+        again = flood(server.port, 9, "/hold/seven")
+        assert len(refused(again, 2)) == 2
+        gate.touch()
+        close(clients + again)
+
+
+def test_a_worker_that_always_has_more_cannot_keep_the_slots_from_another(gate: Path) -> None:
+    with LiveServer("held:app", *FLAGS, env={"HELD_GATE": str(gate)}) as server:
+        greedy, modest = server.workers[:2]
+        # the greedy worker has all six slots, and eight more wait in it
+        many = [one_of(server.port, greedy) for _ in range(14)]
+        for client in many:
+            client.send("/hold?0.2")
+        eventually(lambda: get(server.port, "/figures").json["ccu"] == 14, "full")
+        with one_of(server.port, modest) as one:
+            started = time.monotonic()
+            one.send("/hold?0.2")
+            assert one.read().status == 200
+            took = time.monotonic() - started
+        # one round of handlers to end and its own to run; first in first out over all: three
+        assert took < 0.55, took
+        close(many)

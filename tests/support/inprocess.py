@@ -26,6 +26,7 @@ import uvloop
 
 from fluxor_fast.app import App
 from fluxor_fast.arbiter.shared import SHED_REASONS, SharedMemory, Word
+from fluxor_fast.routing import Route
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import BatchRunner, request_ids
 from fluxor_fast.server.heads import HeadCache, Limits
@@ -219,6 +220,10 @@ def make_runner(
     slots: int = 100,
     max_queue: int = 1000,
     deadline: float = 5.0,
+    target: float = 0.0,
+    interval: float = 0.1,
+    pause: float = 0.0,
+    routes: dict[Route, SharedLimit] | None = None,
     slice_seconds: float = 0.002,
     threads: Any = None,
 ) -> BatchRunner:
@@ -233,8 +238,14 @@ def make_runner(
             slots=slots,
             max_queue=max_queue,
         ),
+        routes=routes or {},
+        claims=memory.claims,
+        index=index,
         region=memory.region(index),
         deadline=deadline,
+        target=target,
+        interval=interval,
+        pause=pause,
         slice_seconds=slice_seconds,
         ids=request_ids(b"0123456789abcdef"),
         call_soon=loop_like.call_soon,
@@ -269,7 +280,7 @@ class Server:
         self.service = Service(
             app=app,
             runner=self.runner,
-            heads=HeadCache(app.router(), limits or Limits(), lambda: self.runner.offered),
+            heads=HeadCache(app.router(), limits or Limits(), lambda: self.runner.counters.offered),
             timeouts=Timeouts(head=10, body=30, keep_alive=75, write=30),
             connections=SharedLimit(
                 self.memory.connections, 0, full_fence(), KernelLock(self.memory.fd, 2)

@@ -5,10 +5,13 @@ an aligned 8-byte store is seen whole or not at all (``struct.pack_into`` gives 
 
 Layout, in words::
 
-    header   magic, layout version, workers, fold sequence, start (epoch seconds), 3 spare
+    header   magic, layout version, workers, fold sequence, start (epoch seconds),
+             limit (what normal requests are refused at; 0: the static one), 2 spare
     permits      one word per worker index   requests in the system
     slots        one word per worker index   requests running that wait for something
     connections  one word per worker index   open connections
+    claims       one word per worker index   requests waiting for a slot
+    routes       ROUTES rows of one word per worker index   requests in one route with a limit
     base         one region: the counters of workers that are gone
     regions      one region per worker index
 
@@ -20,8 +23,8 @@ Rules:
    the base and set to zero, within an odd-even sequence (a seqlock), so that a reader never
    sees a total go back or count twice.
 3. Gauges are zeroed at the reap: a dead worker holds nothing.
-4. Nothing here decides anything: admission reads permits, slots and connections, and never a
-   counter.
+4. Counters decide nothing: admission reads permits, slots, connections, claims, routes and the
+   limit, never a counter.
 """
 
 from __future__ import annotations
@@ -34,12 +37,24 @@ from typing import Final
 
 __all__ = ["BOUNDS", "LAYOUT_VERSION", "SHED_REASONS", "SharedMemory", "State", "Word"]
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 _MAGIC: Final = 0x464C55584F52_4641  # "FLUXORFA"
 _HEADER: Final = 8
 _FOLD: Final = 3
+_LIMIT: Final = 5
 
-SHED_REASONS: Final = ("capacity", "queue_full", "deadline", "codel", "draining", "connections")
+ROUTES: Final = 64
+"""Most routes with a limit of their own."""
+
+SHED_REASONS: Final = (
+    "capacity",
+    "queue_full",
+    "deadline",
+    "codel",
+    "draining",
+    "connections",
+    "route",
+)
 """Why a request was refused, in the order of their words."""
 
 BOUNDS: Final = tuple(
@@ -92,16 +107,19 @@ class SharedMemory:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        per_worker = (workers + 7) // 8 * 8
-        self._base = _HEADER + 3 * per_worker
+        row = (workers + 7) // 8 * 8  # whole cache lines
+        self._base = _HEADER + (4 + ROUTES) * row
         size = 8 * (self._base + (workers + 1) * REGION)
         self.fd = os.memfd_create("fluxor-fast", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size)
         self._words = memoryview(mmap.mmap(self.fd, size)).cast("Q")
-        self.permits = self._words[_HEADER : _HEADER + workers]
-        self.slots = self._words[_HEADER + per_worker : _HEADER + per_worker + workers]
-        start = _HEADER + 2 * per_worker
-        self.connections = self._words[start : start + workers]
+        rows = [
+            self._words[_HEADER + at * row : _HEADER + at * row + workers]
+            for at in range(4 + ROUTES)
+        ]
+        self.permits, self.slots, self.connections, self.claims = rows[:4]
+        self.routes = rows[4:]
+        self.limit = self._words[_LIMIT : _LIMIT + 1]
         self._words[1] = LAYOUT_VERSION
         self._words[2] = workers
         self._words[4] = int(time.time())
@@ -130,9 +148,8 @@ class SharedMemory:
 
         Only the arbiter calls this, after it has reaped the worker.
         """
-        self.permits[index] = 0
-        self.slots[index] = 0
-        self.connections[index] = 0
+        for row in (self.permits, self.slots, self.connections, self.claims, *self.routes):
+            row[index] = 0
         words, base, region = self._words, self._base, self.region(index)
         # what waited or ran when the worker died counts as accepted and lost
         shed = sum(region[Word.SHED : Word.SHED + len(SHED_REASONS)])

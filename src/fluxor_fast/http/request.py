@@ -72,7 +72,8 @@ class Head:
     ``raw_headers`` has lower-case names. ``length`` is the length of the body in bytes, or
     ``CHUNKED``. ``request_id`` is the client's own, if it sent a usable one. ``plain`` is true
     when the answer may take the short form (HTTP/1.1, connection kept, body wanted), ``quick``
-    when besides there is no body to wait for.
+    when besides there is no body to wait for, ``short`` when besides its route has no limit of its
+    own to give a permit back to. ``timeout`` is how many seconds the client says it waits.
     """
 
     # no __slots__: cached properties live in __dict__, and a head is made once for many requests
@@ -88,6 +89,7 @@ class Head:
         keep_alive: bool,
         expects_continue: bool = False,
         request_id: bytes | None = None,
+        timeout: float | None = None,
         route: Route,
         params: dict[str, Any] | None = None,
     ) -> None:
@@ -100,10 +102,12 @@ class Head:
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
         self.request_id = request_id
+        self.timeout = timeout
         self.route = route
         self.params: dict[str, Any] = params or {}
         self.plain = http_11 and keep_alive and method != "HEAD"
         self.quick = self.plain and length == 0
+        self.short = self.plain and route.max_in_flight is None
 
     @cached_property
     def headers(self) -> Headers:

@@ -9,12 +9,15 @@ Rules:
    same: with its permit given back, and counted as completed, aborted or refused.
 2. Synchronous handlers run here, in order of arrival. Coroutines and blocking functions need a
    slot of the instance; they wait for it first in, first out.
-3. A request that waited longer than its deadline is refused when its turn comes; while slots
-   are taken, waiting requests are looked at every ``POLL`` seconds, so that a slot given back
-   by another worker is found (that is the slack of work conservation).
-4. An answer above ``LARGE`` bytes, or to a connection that already has too much unread, keeps
+3. While slots are taken, waiting requests are looked at every ``POLL`` seconds, so that a slot
+   given back by another worker is found (that is the slack of work conservation), and one that
+   has waited too long is told.
+4. Under standing overload what waits is let go by its waiting time (see ``queueing``), and the
+   connections of the refused are paced (see ``refusal``).
+5. While others wait for slots too, a worker takes no more than its share of them.
+6. An answer above ``LARGE`` bytes, or to a connection that already has too much unread, keeps
    its permit until the client has taken it in.
-5. Counters reach shared memory once a turn.
+7. Counters reach shared memory once a turn (see ``counters``).
 """
 
 from __future__ import annotations
@@ -22,8 +25,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from itertools import count
@@ -31,12 +32,14 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, Word
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response, encode_json, error_response, to_response
-from fluxor_fast.routing import Kind, Priority
+from fluxor_fast.routing import Kind, Priority, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
+from fluxor_fast.server.counters import Counters
+from fluxor_fast.server.queueing import WaitingQueue
+from fluxor_fast.server.refusal import Pacer, Refusals
 
 if TYPE_CHECKING:
     from fluxor_fast.server.protocol import HttpProtocol
@@ -51,45 +54,6 @@ LARGE: Final = 64 * 1024
 EXEMPT, CRITICAL = Priority.EXEMPT, Priority.CRITICAL
 SYNC, BLOCKING = Kind.SYNC, Kind.BLOCKING
 
-REASON_WORDS: Final = {reason: Word.SHED + at for at, reason in enumerate(SHED_REASONS)}
-
-_MESSAGES: Final = {
-    "capacity": "the server is at capacity",
-    "queue_full": "the server's queue is full",
-    "deadline": "the request waited longer than its deadline",
-    "codel": "the server's queue stands too long",
-    "draining": "the server is going away",
-    "connections": "the server has as many connections as it takes",
-}
-
-
-def refusal(reason: str, retry_after: int = 1) -> Response:
-    """Return the 503 for a request refused for ``reason``."""
-    return Response.json(
-        {
-            "error": "capacity_exceeded",
-            "message": _MESSAGES[reason] + ", try again later",
-            "code": "BACKPRESSURE",
-            "reason": reason,
-        },
-        503,
-        {"Retry-After": str(retry_after)},
-    )
-
-
-class _Refusal:
-    """A 503, ready made but for the date and the request id."""
-
-    __slots__ = ("after", "before", "response")
-
-    def __init__(self, reason: str) -> None:
-        self.response = refusal(reason)
-        before, after = self.response.encode(b"\0", b"").split(b"\0")
-        self.before, self.after = before, after
-
-    def encode(self, block: bytes, rid: bytes) -> bytes:
-        return self.before + block + rid + self.after
-
 
 def request_ids(prefix: bytes) -> Iterator[bytes]:
     """Return endless request ids that begin with ``prefix`` (16 hexadecimal digits behind it)."""
@@ -101,8 +65,13 @@ class BatchRunner:
 
     :param limit: permits, one per request in the system; ``slots``: one per running request
         that waits for something.
+    :param routes: the limits of routes that have one of their own.
+    :param claims: one word per worker, this one's at ``index``: requests waiting for a slot.
     :param region: this worker's words in shared memory.
     :param deadline: seconds a request may wait.
+    :param target: seconds the oldest may wait before the queue is said to stand; 0 turns that
+        off. ``interval``: for how long.
+    :param pause: longest time a refused connection is left unread, in seconds; 0 turns that off.
     :param slice_seconds: how long handlers run before the loop polls again.
     :param ids: request ids.
     """
@@ -113,8 +82,14 @@ class BatchRunner:
         limit: SharedLimit,
         slots: SharedLimit,
         thresholds: Thresholds,
+        routes: dict[Route, SharedLimit],
+        claims: memoryview[int],
+        index: int,
         region: memoryview[int],
         deadline: float,
+        target: float,
+        interval: float,
+        pause: float,
         slice_seconds: float,
         ids: Iterator[bytes],
         call_soon: Callable[[Callable[[], None]], object],
@@ -124,10 +99,11 @@ class BatchRunner:
         self.limit = limit
         self.slots = slots
         self.thresholds = thresholds
-        self.region = region
-        self.deadline = deadline
         self.slice_seconds = slice_seconds
         self.threads = threads
+        self._routes = routes
+        self._claims = claims
+        self._index = index
         self._next_id = ids.__next__
         self._call_soon = call_soon
         self._call_later = call_later
@@ -137,23 +113,18 @@ class BatchRunner:
         self.block = b""  # Date field and the name of the request id's, made once a second
         self.tick = 0  # seconds, coarse: what the connections' timeouts go by
         self.draining = False
+        self.counters = Counters(region)
+        self.refusals = Refusals()
+        self.pacer = Pacer(pause)
 
-        self._ready: deque[Request] = deque()  # synchronous, admitted
-        self._waiting: deque[Request] = deque()  # admitted, in want of a slot
-        self._gone = 0  # of these two, how many have no client any more
+        self._ready = WaitingQueue(deadline, target, interval)  # synchronous, admitted
+        self._waiting = WaitingQueue(deadline, target, interval)  # in want of a slot
+        self._exempt = WaitingQueue(inf, 0.0, inf)  # never has anyone wait
+        self._claimed = 0  # what this worker's word among the claims says
         self._tasks: set[asyncio.Task[None]] = set()
+        self._now = 0.0  # when this turn began
         self._scheduled = False
         self._polling = False
-        self.responses = [0] * 6  # by status class
-        self._buckets = [0] * (len(BOUNDS) + 1)
-        self._duration = 0.0
-        self.offered = 0
-        self._accepted = 0
-        self._completed = 0
-        self._aborted = 0
-        self._shed = dict.fromkeys(SHED_REASONS, 0)
-        self._rare = False  # whether a counter changed that seldom does
-        self._refusals = {reason: _Refusal(reason) for reason in SHED_REASONS}
 
     # what protocols call
 
@@ -166,21 +137,19 @@ class BatchRunner:
     @property
     def busy(self) -> int:
         """Requests in this worker: arrived, waiting or running."""
-        waiting = len(self._ready) + len(self._waiting) - self._gone
-        return len(self.arrivals) + waiting + len(self._tasks)
+        return len(self.arrivals) + len(self._ready) + len(self._waiting) + len(self._tasks)
 
     def abandon(self, request: Request) -> None:
         """Note that the client of ``request`` is gone; what waits gives its place back at once."""
         if request.queued:
             request.queued = False
-            self._gone += 1
-            self._accepted += 1
+            self._queue_of(request).dropped()
+            self.counters.accepted += 1
             self._abort(request)
-            if self._gone > 64 and self._gone * 2 > len(self._ready) + len(self._waiting):
-                self._ready = deque(r for r in self._ready if r.queued)
-                self._waiting = deque(r for r in self._waiting if r.queued)
-                self._gone = 0
             self.schedule()
+
+    def _queue_of(self, request: Request) -> WaitingQueue:
+        return self._ready if request.head.route.kind is SYNC else self._waiting
 
     def taken(self, requests: int) -> None:
         """Note that the client has taken in ``requests`` answers whose permits were kept."""
@@ -188,17 +157,17 @@ class BatchRunner:
 
     def refuse_connection(self) -> bytes:
         """Return the 503 for a connection too many; counted as a request that was refused."""
-        self.offered += 1
-        self._shed["connections"] += 1
-        self._count_rare(503)
+        self.counters.offered += 1
+        self.counters.refused("connections")
+        self.counters.answered(503)
         self.schedule()
-        return self._refusals["connections"].response.encode(
+        return self.refusals.get("connections").response.encode(
             self.block, self._next_id(), connection=b"Connection: close\r\n"
         )
 
     def error_bytes(self, error: HTTPError) -> bytes:
         """Return the answer to what is not a request; it closes the connection. Counted."""
-        self._count_rare(error.status)
+        self.counters.answered(error.status)
         self.schedule()
         return error_response(error).encode(
             self.block, self._next_id(), connection=b"Connection: close\r\n"
@@ -209,22 +178,29 @@ class BatchRunner:
     def turn(self) -> None:
         """Take in what has arrived, and run a slice of what is admitted."""
         self._scheduled = False
-        now = monotonic()
+        now = self._now = monotonic()
         if self.arrivals:
             self._take(now)
-        if self._ready:
-            self._expire(self._ready, now)
-            self._execute(self._ready, now + self.slice_seconds)
-        if self._waiting:
+        ready, waiting = self._ready, self._waiting
+        if ready.requests:
+            for request, reason in ready.overdue(now):
+                self._let_go(request, reason)
+            done = self._execute(ready, now + self.slice_seconds)
+            ready.served(done, now)
+        if waiting.requests or self._claimed:
             self._start(now)
         if self.outbox:
             outbox, self.outbox = self.outbox, []
             for connection in outbox:
                 connection.flush()
-        self._publish()
-        if self._ready:
+        self.counters.publish()
+        if self.pacer.waiting:
+            self.pacer.release(now)
+        if ready.requests or waiting.requests:
+            self.refusals.note_drain(max(ready.wait, waiting.wait))
+        if ready.requests:
             self.schedule()
-        elif self._waiting and not self._polling:
+        elif (waiting.requests or self.pacer.waiting) and not self._polling:
             self._polling = True
             self._call_later(POLL, self._poll)
 
@@ -235,63 +211,104 @@ class BatchRunner:
     def _take(self, now: float) -> None:
         """Admit the arrivals: exempt ones run now, the others queue or are refused."""
         arrivals, self.arrivals = self.arrivals, []
-        self.offered += len(arrivals)
-        exempt: deque[Request] = deque()
+        self.counters.offered += len(arrivals)
+        exempt = self._exempt
         critical: list[Request] = []
         normal: list[Request] = []
         for request in arrivals:
             request.arrived = now
             priority = request.head.route.priority
             if priority is EXEMPT:
-                exempt.append(request)
+                request.queued = True
+                exempt.requests.append(request)
             elif priority is CRITICAL:
                 critical.append(request)
             else:
                 normal.append(request)
-        if critical:
-            granted = self.limit.acquire(len(critical), self.thresholds.critical)
-            self._queue(critical, granted, "capacity")
-        if normal:
-            granted = self.limit.acquire(len(normal), self.thresholds.normal)
-            self._queue(normal, granted, self.thresholds.normal_reason)
-        if exempt:
-            for request in [r for r in exempt if r.head.route.kind is not SYNC]:
-                exempt.remove(request)
+        if exempt.requests:
+            for request in [r for r in exempt.requests if r.head.route.kind is not SYNC]:
+                exempt.requests.remove(request)
+                request.queued = False
                 self._launch(request)
-            for request in exempt:
-                request.queued = True
             self._execute(exempt, inf)
+        if critical:
+            self._admit(critical, self.thresholds.critical, "capacity")
+        if normal:
+            self._admit(normal, self.thresholds.normal, self.thresholds.normal_reason)
 
-    def _queue(self, requests: list[Request], granted: int, reason: str) -> None:
-        ready, waiting = self._ready, self._waiting
+    def _admit(self, requests: list[Request], limit: int, reason: str) -> None:
+        """Queue as many of ``requests`` as get a permit, refuse the others."""
+        if self._routes:
+            requests = [request for request in requests if self._enter_route(request)]
+        granted = self.limit.acquire(len(requests), limit) if requests else 0
         if granted < len(requests):
             for request in requests[granted:]:
+                self._leave_route(request)
                 self._refuse(request, reason)
             requests = requests[:granted]
+        ready, waiting = self._ready, self._waiting
         for request in requests:
             request.permit = request.queued = True
-            if request.head.route.kind is SYNC:
-                ready.append(request)
-            else:
-                waiting.append(request)
+            head = request.head
+            queue = ready if head.route.kind is SYNC else waiting
+            queue.requests.append(request)
+            if head.timeout is not None:
+                self._hasten(request, queue, head.timeout)
+        for queue in (ready, waiting):
+            if queue.rate and queue.wait > queue.deadline:
+                self._turn_away(queue)
 
-    def _execute(self, queue: deque[Request], until: float) -> None:
-        """Run synchronous handlers until the queue is empty or the time is up.
+    def _hasten(self, request: Request, queue: WaitingQueue, timeout: float) -> None:
+        """Take into account that the client has said how long it waits."""
+        if timeout >= queue.deadline:
+            return
+        if queue.wait > timeout:
+            queue.requests.pop()
+            self._let_go(request, "deadline")
+        else:
+            queue.hasten(request, request.arrived + timeout)
+
+    def _turn_away(self, queue: WaitingQueue) -> None:
+        """Refuse those at the end of the queue who would wait beyond their deadline."""
+        while queue.wait > queue.deadline and queue.requests[-1].arrived == self._now:
+            request = queue.requests.pop()
+            if request.queued:
+                self._let_go(request, "deadline")
+            else:
+                queue.gone -= 1
+
+    def _enter_route(self, request: Request) -> bool:
+        """Take a permit of the route's own limit, if it has one; refuse the request otherwise."""
+        route = request.head.route
+        if route.max_in_flight is None or self._routes[route].acquire(1, route.max_in_flight):
+            return True
+        self._refuse(request, "route")
+        return False
+
+    def _leave_route(self, request: Request) -> None:
+        route = request.head.route
+        if route.max_in_flight is not None:
+            self._routes[route].release(1)
+
+    def _execute(self, queue: WaitingQueue, until: float) -> int:
+        """Run synchronous handlers until the queue is empty or the time is up; return how many.
 
         This is the hot path: the commonest answer (a dict, HTTP/1.1, nothing else owed on the
         connection) goes to the transport from here, everything else through ``_leave``.
         """
-        popleft = queue.popleft
+        requests = queue.requests
+        take = requests.pop if queue.standing else requests.popleft
         next_id = self._next_id
         block = self.block
         tick = self.tick
         keep = not self.draining
         now = stamp = 0.0
-        same = done = permits = 0
-        while queue:
-            request = popleft()
+        same = done = permits = others = 0
+        counters = self.counters
+        while requests:
+            request = take()
             if not request.queued:  # its client went away, its permit with it
-                self._gone -= 1
+                queue.gone -= 1
                 continue
             request.queued = False
             if request.permit:
@@ -301,7 +318,7 @@ class BatchRunner:
             connection: HttpProtocol = request.connection  # type: ignore[assignment]
             try:
                 value = head.route.call(request)
-                if type(value) is dict and head.plain and keep and connection.order is None:
+                if type(value) is dict and head.short and keep and connection.order is None:
                     answer = encode_json(value, block, rid)
                     if len(answer) < LARGE:
                         connection.current = None
@@ -310,7 +327,7 @@ class BatchRunner:
                         done += 1
                         now = monotonic()
                         if request.arrived is not stamp:
-                            self._observe(now - stamp, same)
+                            counters.observe(now - stamp, same)
                             stamp = request.arrived
                             same = 0
                         same += 1
@@ -324,44 +341,63 @@ class BatchRunner:
                 status, answer = self._failure(request, error)
             if request.permit:
                 permits -= 1  # _leave gives it back
-            self._accepted += 1
+            others += 1
             now = monotonic()
             self._leave(request, status, answer, now)
             if now >= until:
                 break
-        self._observe(now - stamp, same)
-        self.responses[2] += done
-        self._accepted += done
-        self._completed += done
+        counters.observe(now - stamp, same)
+        counters.responses[2] += done
+        counters.accepted += done + others
+        counters.completed += done
         if permits:
             self.limit.release(permits)
+        return done + others
 
     # coroutines and blocking functions
 
     def _start(self, now: float) -> None:
-        """Start what slots allow, first in, first out."""
+        """Start what slots allow, first in, first out (but see ``queueing``)."""
         waiting = self._waiting
-        self._expire(waiting, now)
-        wanted = len(waiting)
-        if not wanted:
-            return
-        granted = self.slots.acquire(wanted, self.thresholds.slots)
+        for request, reason in waiting.overdue(now):
+            self._let_go(request, reason)
         started = 0
-        while started < granted and waiting:
-            request = waiting.popleft()
-            if not request.queued:
-                self._gone -= 1
-                continue
-            request.queued = False
-            started += 1
-            self._launch(request)
-        if started < granted:
-            self.slots.release(granted - started)
+        wanted = self._fair(len(waiting))
+        if wanted > 0:
+            granted = self.slots.acquire(wanted, self.thresholds.slots)
+            requests = waiting.requests
+            take = requests.pop if waiting.standing else requests.popleft
+            while started < granted and requests:
+                request = take()
+                if not request.queued:
+                    waiting.gone -= 1
+                    continue
+                request.queued = False
+                started += 1
+                self._launch(request)
+            if started < granted:
+                self.slots.release(granted - started)
+        waiting.served(started, now)
+        self._claimed = self._claims[self._index] = len(waiting)
+
+    def _fair(self, wanted: int) -> int:
+        """Return how many slots to ask for: while others wait too, no more than a share in all.
+
+        So a worker that never stops asking cannot keep the others out for longer than its
+        handlers run.
+        """
+        claims = self._claims.tolist()
+        claims[self._index] = wanted
+        claimants = sum(claim > 0 for claim in claims)
+        if claimants < 2:
+            return wanted
+        share = max(self.thresholds.slots // claimants, 1)
+        return min(wanted, share - self.slots.held)
 
     if sys.version_info >= (3, 12):
 
         def _launch(self, request: Request) -> None:
-            self._accepted += 1
+            self.counters.accepted += 1
             task = asyncio.Task(
                 self._serve(request), loop=asyncio.get_running_loop(), eager_start=True
             )
@@ -372,7 +408,7 @@ class BatchRunner:
     else:
 
         def _launch(self, request: Request) -> None:
-            self._accepted += 1
+            self.counters.accepted += 1
             task = asyncio.get_running_loop().create_task(self._serve(request))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -413,14 +449,17 @@ class BatchRunner:
         while self.busy and monotonic() < until:
             await asyncio.sleep(0.005)
         for queue in (self._ready, self._waiting):  # for these there is no time left
-            self._expire(queue, inf, "draining")
+            for request in [request for request in queue.requests if request.queued]:
+                self._let_go(request, "draining")
+            queue.requests.clear()
+            queue.gone = 0
         await asyncio.sleep(0)  # a task that has not begun could not clean up after itself
         left = list(self._tasks)
         for task in left:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=1.0)
-        self._publish()
+        self.counters.publish()
         return len(left)
 
     # leaving
@@ -459,9 +498,11 @@ class BatchRunner:
         if connection.closed:
             self._abort(request)
             return
-        self._completed += 1
-        self._count_rare(status)
-        self._observe(now - request.arrived, 1)
+        counters = self.counters
+        counters.completed += 1
+        counters.answered(status)
+        counters.observe(now - request.arrived, 1)
+        self._leave_route(request)
         connection.deliver(request, answer)
         if request.permit:
             if len(answer) >= LARGE or connection.write_paused:
@@ -471,75 +512,34 @@ class BatchRunner:
                 self.limit.release(1)
 
     def _abort(self, request: Request) -> None:
-        self._aborted += 1
-        self._rare = True
+        self.counters.abandoned()
+        self._leave_route(request)
         if request.permit:
             request.permit = False
             self.limit.release(1)
         if not self._scheduled:
             self.schedule()
 
+    def _let_go(self, request: Request, reason: str) -> None:
+        """Refuse a request that was admitted and waits (and has been taken out of its queue)."""
+        request.queued = request.permit = False
+        self.limit.release(1)
+        self._leave_route(request)
+        self._refuse(request, reason)
+
     def _refuse(self, request: Request, reason: str) -> None:
         """Answer 503: ready made but for the date and the request id."""
-        self._shed[reason] += 1
-        self._rare = True
+        counters = self.counters
+        counters.refused(reason)
         connection: HttpProtocol = request.connection  # type: ignore[assignment]
         if connection.closed:
             return
-        self.responses[5] += 1
+        counters.responses[5] += 1
         head = request.head
         rid = request.rid = head.request_id or self._next_id()
+        refusal = self.refusals.get(reason)
         if head.plain and not self.draining:
-            answer = self._refusals[reason].encode(self.block, rid)
+            connection.deliver(request, refusal.encode(self.block, rid))
+            self.pacer.refused(connection, self._now)
         else:
-            answer = self._encode(request, self._refusals[reason].response)
-        connection.deliver(request, answer)
-
-    def _expire(self, queue: deque[Request], now: float, reason: str = "deadline") -> None:
-        """Refuse what has waited too long; the oldest stand first."""
-        oldest = now - self.deadline
-        while queue and queue[0].arrived < oldest:
-            request = queue.popleft()
-            if not request.queued:
-                self._gone -= 1
-                continue
-            request.queued = request.permit = False
-            self.limit.release(1)
-            self._refuse(request, reason)
-
-    # figures
-
-    def _observe(self, seconds: float, requests: int) -> None:
-        if requests:
-            self._buckets[bisect_left(BOUNDS, seconds)] += requests
-            self._duration += seconds * requests
-
-    def _count_rare(self, status: int) -> None:
-        self.responses[status // 100] += 1
-        self._rare = True
-
-    def _publish(self) -> None:
-        """Write the counters that changed; called once a turn."""
-        region = self.region
-        region[Word.OFFERED] = self.offered
-        region[Word.ACCEPTED] = self._accepted
-        region[Word.COMPLETED] = self._completed
-        region[_RESPONSES_2XX] = self.responses[2]
-        if self._rare:
-            self._rare = False
-            region[Word.ABORTED] = self._aborted
-            for status_class in range(1, 6):
-                region[Word.RESPONSES + status_class - 1] = self.responses[status_class]
-            for reason, word in REASON_WORDS.items():
-                region[word] = self._shed[reason]
-
-    def publish_latencies(self) -> None:
-        """Write the histogram; called by the sweep, so that it costs a request nothing."""
-        region = self.region
-        region[Word.DURATION_US] = int(self._duration * 1e6)
-        for at, value in enumerate(self._buckets):
-            if value:
-                region[Word.BUCKETS + at] = value
-
-
-_RESPONSES_2XX: Final = Word.RESPONSES + 1
+            connection.deliver(request, self._encode(request, refusal.response))

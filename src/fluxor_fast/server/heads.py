@@ -39,6 +39,7 @@ _REQUEST_LINE = re.compile(
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(:[0-9]*)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
@@ -118,6 +119,7 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
     codings: list[bytes] = []
     tokens: set[bytes] = set()
     request_id: bytes | None = None
+    timeout: float | None = None
     expects = False
     for name, value in fields.headers:
         if name == b"host":
@@ -132,6 +134,8 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
             if value.lower() != b"100-continue":
                 raise HTTPError(417, "the only expectation met here is 100-continue")
             expects = http_11  # RFC 9110, section 10.1.1: a 1.0 client gets no 100
+        elif name == b"x-request-timeout-ms" and _MILLISECONDS.fullmatch(value):
+            timeout = int(value) / 1000
         elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             request_id = value
     if len(hosts) > 1 or (http_11 and not hosts):
@@ -150,6 +154,7 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
         keep_alive=b"close" not in tokens and (http_11 or b"keep-alive" in tokens),
         expects_continue=expects,
         request_id=request_id,
+        timeout=timeout,
         route=route,
         params=params,
     )

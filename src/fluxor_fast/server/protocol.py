@@ -80,6 +80,7 @@ class HttpProtocol(asyncio.Protocol):
         "_eof",
         "_kept",
         "_out",
+        "_paced",
         "_paused",
         "_reader",
         "_since_write",
@@ -87,6 +88,8 @@ class HttpProtocol(asyncio.Protocol):
         "closed",
         "current",
         "order",
+        "pause",
+        "resumed",
         "runner",
         "service",
         "since",
@@ -106,6 +109,8 @@ class HttpProtocol(asyncio.Protocol):
         self._closing = False  # nothing more is read as a request
         self._eof = False  # the client has said that it sends nothing more
         self._paused = False  # the socket is not read
+        self._paced = False  # …because a request on it was refused
+        self.pause = self.resumed = 0.0  # the last time that was so (see refusal.Pacer)
         self._reader: Reader | None = None
         self._slow = False  # the reader is in the middle of something
         self._out: list[bytes] = []  # in order, to be written in one go
@@ -343,15 +348,29 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and not self.closed and not self.write_paused:
+        if self._paused and not (self.closed or self.write_paused or self._paced):
             self._paused = False
             self.transport.resume_reading()
             if self._reader is not None and not self._closing:
                 self._read()
 
+    def leave_unread(self) -> bool:
+        """Stop reading until ``read_again``, unless more is already under way."""
+        if self.current is not None or self._paused or self._closing:
+            return False
+        self._paced = True
+        self._pause()
+        return True
+
+    def read_again(self) -> None:
+        """Go on reading."""
+        self._paced = False
+        self._resume()
+
     def _hang_up(self, *, linger: bool) -> None:
         """Close, at once or after the client had time to read."""
         self._closing = True
+        self._paced = False
         self._slow = True
         if linger and not self._eof:
             self.since = self.runner.tick

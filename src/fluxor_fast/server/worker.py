@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
@@ -34,6 +35,7 @@ from fluxor_fast.config import Settings
 from fluxor_fast.errors import AppImportError, BootError, FluxorError
 from fluxor_fast.middleware.access_log import access_log
 from fluxor_fast.observability.metrics import InstanceMetrics
+from fluxor_fast.routing import Route
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import BatchRunner, request_ids
 from fluxor_fast.server.heads import HeadCache, Limits
@@ -44,6 +46,8 @@ __all__ = ["load_app", "run_worker"]
 log = logging.getLogger("fluxor_fast.worker")
 
 SWEEP_SECONDS = 1.0
+# which byte of the shared file is locked for which limit
+PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)
 
 
 def load_app(name: str, folder: Path | None = None) -> App:
@@ -183,7 +187,7 @@ class Worker:
         await self.app.stop()
         heart.cancel()
         self.threads.shutdown(wait=False, cancel_futures=True)
-        runner.publish_latencies()
+        runner.counters.publish_latencies()
         return 0
 
     def _service(self, loop: asyncio.AbstractEventLoop) -> Service:
@@ -196,16 +200,22 @@ class Worker:
             return SharedLimit(words, index, fence, KernelLock(memory.fd, byte))
 
         runner = BatchRunner(
-            limit=limit(memory.permits, 0),
-            slots=limit(memory.slots, 1),
+            limit=limit(memory.permits, PERMITS_BYTE),
+            slots=limit(memory.slots, SLOTS_BYTE),
             thresholds=Thresholds.of(
                 max_ccu=capacity.max_ccu,
                 normal=capacity.normal,
                 slots=capacity.slots,
                 max_queue=capacity.max_queue,
             ),
+            routes=self._route_limits(limit),
+            claims=memory.claims,
+            index=index,
             region=self.region,
             deadline=server.queue_deadline,
+            target=server.queue_target,
+            interval=server.queue_interval,
+            pause=server.refusal_pause,
             slice_seconds=server.slice_ms / 1000,
             ids=request_ids(secrets.token_hex(8).encode()),
             call_soon=loop.call_soon,
@@ -215,7 +225,7 @@ class Worker:
         heads = HeadCache(
             self.app.router(),
             Limits(server.max_head, server.max_target, server.max_headers, server.max_body),
-            lambda: runner.offered,
+            lambda: runner.counters.offered,
         )
         return Service(
             app=self.app,
@@ -227,12 +237,29 @@ class Worker:
                 server.keep_alive_timeout,
                 server.write_timeout,
             ),
-            connections=limit(memory.connections, 2),
+            connections=limit(memory.connections, CONNECTIONS_BYTE),
             max_connections=capacity.max_connections,
             max_pipeline=server.max_pipeline,
             trusted_proxies=server.trusted_proxies,
             open=self.open,
         )
+
+    def _route_limits(
+        self, limit: Callable[[memoryview[int], int], SharedLimit]
+    ) -> dict[Route, SharedLimit]:
+        """Return the limits of the routes that have one, in rows by order of registration.
+
+        All workers run the same application, so they agree on the rows.
+        """
+        limited = [route for route in self.app.routes if route.max_in_flight is not None]
+        rows = self.memory.routes
+        if len(limited) > len(rows):
+            raise BootError(
+                f"{len(limited)} routes have max_in_flight; there is room for {len(rows)}"
+            )
+        return {
+            route: limit(rows[at], CONNECTIONS_BYTE + 1 + at) for at, route in enumerate(limited)
+        }
 
     def _beat(self) -> None:
         self.region[Word.HEARTBEAT] = time.monotonic_ns()
@@ -251,7 +278,7 @@ class Worker:
         runner.block = f"Date: {formatdate(now, usegmt=True)}\r\nX-Request-ID: ".encode()
         for connection in list(self.open):
             connection.check(runner.tick)
-        runner.publish_latencies()
+        runner.counters.publish_latencies()
 
     async def _keep_sweeping(self, service: Service) -> None:
         while True:

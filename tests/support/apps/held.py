@@ -12,8 +12,11 @@ GATE = Path(os.environ.get("HELD_GATE", "/nonexistent"))
 
 
 async def hold(request: Request) -> dict[str, int]:
-    until = time.monotonic() + 60
+    seconds = float(request.head.query or 60)
+    until = time.monotonic() + seconds
     while not GATE.exists():
+        if request.head.query and time.monotonic() > until:
+            break
         if time.monotonic() > until:
             raise HTTPError(500, "nobody opened the gate")
         await asyncio.sleep(0.01)
@@ -69,3 +72,11 @@ def figures(request: Request) -> dict[str, object]:
         "shed": now.shed,
         "responses": now.responses,
     }
+
+
+app.get("/hold/seven", max_in_flight=7)(hold)
+
+
+@app.get("/three", max_in_flight=3)
+def three(request: Request) -> dict[str, int]:
+    return {"pid": os.getpid()}

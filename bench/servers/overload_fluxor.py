@@ -1,0 +1,61 @@
+"""The application of the overload benchmark for fluxor-fast."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from overload_work import SQL, WAIT_SECONDS, burn
+
+from fluxor_fast.app import App
+from fluxor_fast.db.pool import Database
+from fluxor_fast.http.request import Request
+
+app = App()
+
+
+@app.on_startup
+async def connect() -> None:
+    """Open the pool, if a database is configured."""
+    app.state.database = None
+    if app.settings.database.effective_url is not None:
+        app.state.database = Database.from_settings(app.settings)
+        await app.state.database.open()
+        if not await app.state.database.first_contact():
+            logging.getLogger(__name__).error("no database")
+
+
+@app.on_shutdown
+async def disconnect() -> None:
+    """Close the pool."""
+    if app.state.database is not None:
+        await app.state.database.close()
+
+
+@app.get("/health", priority="exempt")
+def health(request: Request) -> dict[str, Any]:
+    """Answer at once; never refused."""
+    return {"status": "healthy", "timestamp": int(time.time())}
+
+
+@app.get("/cpu")
+def cpu(request: Request) -> dict[str, Any]:
+    """Use the processor."""
+    burn()
+    return {"done": "cpu"}
+
+
+@app.get("/wait")
+async def wait(request: Request) -> dict[str, Any]:
+    """Wait for something that costs nothing here."""
+    await asyncio.sleep(WAIT_SECONDS)
+    return {"done": "wait"}
+
+
+@app.get("/db")
+async def db(request: Request) -> dict[str, Any]:
+    """Wait for the database."""
+    await app.state.database.fetch_one(SQL)
+    return {"done": "db"}

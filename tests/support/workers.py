@@ -1,0 +1,167 @@
+"""Workers without processes: the real runner and protocol, everything around them by hand.
+
+The loop goes round when told to, the clock is a number, the transport only records. Several
+workers live in one process on one ``SharedMemory``, as many processes would; one can be killed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from fluxor_fast import App
+from fluxor_fast.arbiter.shared import REGION, SHED_REASONS, SharedMemory, Word
+from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
+from fluxor_fast.server.batch import BatchRunner
+from fluxor_fast.server.counters import Counters
+from fluxor_fast.server.heads import HeadCache, Limits
+from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+from tests.support.inprocess import head, make_runner
+
+
+class Clock:
+    """Moved by hand; started far from zero, as a monotonic clock is."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class HandLoop:
+    """Of an event loop, what a runner uses; goes round when told to."""
+
+    def __init__(self) -> None:
+        self.soon: deque[Callable[[], None]] = deque()
+        self.later: list[Callable[[], None]] = []
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self.soon.append(call)
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> None:
+        self.later.append(call)
+
+    def turn(self) -> None:
+        for _ in range(len(self.soon)):
+            self.soon.popleft()()
+
+    def wake(self) -> None:
+        """Do what was to be done later."""
+        later, self.later = self.later, []
+        for call in later:
+            call()
+
+
+class Client:
+    """A connection as its client sees it; a *slow* one does not take in large answers."""
+
+    def __init__(self, service: Service, slow: bool = False) -> None:
+        self.slow = slow
+        self.stuck = False  # an answer is not taken in
+        self.gone = False
+        self.answers: list[tuple[int, str]] = []  # status and, of a 503, the reason
+        self.protocol = HttpProtocol(service)
+        transport: Any = self
+        self.protocol.connection_made(transport)
+
+    def ask(self, path: str) -> None:
+        self.protocol.data_received(head(path))
+
+    def take_in(self) -> None:
+        """Read what was not taken in."""
+        self.stuck = False
+        self.protocol.resume_writing()
+
+    def leave(self) -> None:
+        self.gone = True
+        self.protocol.connection_lost(None)
+
+    # what the protocol asks of a transport
+
+    def write(self, data: bytes) -> None:
+        assert not self.gone, "written to who is gone"
+        found = re.match(rb"HTTP/1\.1 ([0-9]{3}) ", data)
+        assert found, data[:100]
+        reason = re.search(rb'"reason": ?"([a-z_]+)"', data) if found[1] == b"503" else None
+        self.answers.append((int(found[1]), reason[1].decode() if reason else ""))
+        if self.slow and len(data) >= 64 * 1024:
+            self.stuck = True
+            self.protocol.pause_writing()
+
+    def close(self) -> None:
+        raise AssertionError("no connection is closed by the server here")
+
+    abort = close
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def get_extra_info(self, name: str) -> Any:
+        return None
+
+
+class Worker:
+    """What a worker process has, by index. ``knobs`` are those of ``make_runner``."""
+
+    def __init__(self, app: App, memory: SharedMemory, index: int, **knobs: Any) -> None:
+        self.index = index
+        self.memory = memory
+        self.loop = HandLoop()
+        limited = [route for route in app.routes if route.max_in_flight is not None]
+        self.runner: BatchRunner = make_runner(
+            self.loop,
+            memory,
+            index,
+            routes={
+                route: self._share(memory.routes[at], 3 + at) for at, route in enumerate(limited)
+            },
+            **knobs,
+        )
+        self.service = Service(
+            app=app,
+            runner=self.runner,
+            heads=HeadCache(app.router(), Limits(), lambda: self.runner.counters.offered),
+            timeouts=Timeouts(10, 30, 75, 30),
+            connections=self._share(memory.connections, 2),
+            max_connections=10_000,
+            max_pipeline=32,
+            trusted_proxies=(),
+            open=set(),
+        )
+
+    def _share(self, words: memoryview[int], byte: int) -> SharedLimit:
+        return SharedLimit(words, self.index, full_fence(), KernelLock(self.memory.fd, byte))
+
+    def figures(self) -> dict[str, int]:
+        """Return what the worker has published."""
+        return figures(self.memory.region(self.index).tolist())
+
+    def cut_off(self) -> None:
+        """Have nothing that this worker still does reach shared memory: it is dead."""
+        words = memoryview(bytearray(8 * REGION)).cast("Q")
+        words[0] = 1 << 32
+
+        def nowhere() -> SharedLimit:
+            return SharedLimit(words, 0, full_fence(), KernelLock(self.memory.fd, 1 << 20))
+
+        runner = self.runner
+        runner.limit, runner.slots = nowhere(), nowhere()
+        runner._routes = {route: nowhere() for route in runner._routes}
+        runner._claims, runner._index = words, 1
+        runner.counters = Counters(words)
+        for connection in self.service.open:
+            connection.closed = True
+        for task in runner._tasks:
+            task.cancel()
+
+
+def figures(region: list[int]) -> dict[str, int]:
+    """Return the counters of a region by name, and the sum of the refusals as ``shed``."""
+    names = ("OFFERED", "ACCEPTED", "COMPLETED", "ABORTED", "LOST")
+    found = {name.lower(): region[Word[name]] for name in names}
+    found["shed"] = sum(region[Word.SHED : Word.SHED + len(SHED_REASONS)])
+    return found
