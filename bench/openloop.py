@@ -86,10 +86,13 @@ def schedule(steps: list[Step], jitter: random.Random | None) -> list[float]:
     due: list[float] = []
     start = 0.0
     for step in steps:
-        at = start if step.rate else math.inf
-        while at < start + step.seconds:
-            due.append(at)
-            at += jitter.expovariate(step.rate) if jitter else 1 / step.rate
+        if jitter is None:
+            due += [start + at / step.rate for at in range(round(step.rate * step.seconds))]
+        elif step.rate:
+            at = start
+            while at < start + step.seconds:
+                due.append(at)
+                at += jitter.expovariate(step.rate)
         start += step.seconds
     return due
 

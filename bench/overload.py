@@ -53,10 +53,12 @@ POOL_SECONDS, POOL_MOST = 0.05, 64
 """Connections opened beforehand: what that many seconds' load needs, but clearly below LIMIT."""
 GIVE_UP = 2.0
 """Seconds after which a user closes the connection: twice the deadline, so late shows as late."""
-MAX_RATE = 20_000.0
+MAX_RATE = 40_000.0
 """Offered rates beyond are left out: there the generator would measure itself."""
 LATE_MS = 5.0
 """From this P99 of the generator's own lateness on, a row is marked."""
+SETTLE_SECONDS = 0.3
+"""Pause in which a server notices that the last clients' connections are closed."""
 START_SECONDS = 2.0
 """Rough cost of starting and stopping a server, for the estimate."""
 
@@ -74,11 +76,9 @@ class Contestant:
     limit: int | None = None
 
 
-# what default settings say of the database's pool stays as it is when the limit goes
 UNLIMITED = (
     "--max-ccu", "100000", "--utilization", "100", "--slots", "100000",
     "--max-connections", "10000", "--queue-deadline", "3600",
-    "--database-pool-min", "10", "--database-pool-max", "100",
 )  # fmt: skip
 CONTESTANTS = {
     "fluxor": Contestant("fluxor-fast"),
@@ -114,7 +114,9 @@ def options_of(name: str) -> list[str]:
     return options
 
 
-def command(name: str, port: int, options: Sequence[str], url: str | None) -> list[str]:
+def command(
+    name: str, port: int, options: Sequence[str], url: str | None, pool_size: int
+) -> list[str]:
     """Return the command line of a contestant."""
     address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     common = [*address, "--backlog", "4096"]
@@ -123,6 +125,7 @@ def command(name: str, port: int, options: Sequence[str], url: str | None) -> li
             harness.command_of("fluxor-fast"), "serve", "overload_fluxor:app", *common,
             "--log-level", "error", "--graceful-timeout", "1",
             *(["--database-url", url] if url else []),
+            "--database-pool-min", str(pool_size), "--database-pool-max", str(pool_size),
         ],
         "granian": lambda: [
             harness.command_of("granian"), *common, "--log-level", "error",
@@ -156,6 +159,7 @@ class Bench:
     seconds: float
     factors: tuple[float, ...]
     step: tuple[float, float, float] | None
+    pool_size: int
     options: dict[str, list[str]] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -164,12 +168,12 @@ class Bench:
         """Run a contestant on its core."""
         port = harness.free_port()
         options = self.options.setdefault(name, options_of(name))
-        environ = {"PYTHONPATH": str(APPS)}
+        environ = {"PYTHONPATH": str(APPS), "OVERLOAD_POOL": str(self.pool_size)}
         if self.url:
             environ["OVERLOAD_DATABASE"] = self.url
         server = Server(
             name,
-            command(name, port, options, self.url),
+            command(name, port, options, self.url, self.pool_size),
             port,
             cpus=self.cores.server,
             environ=environ,
@@ -254,7 +258,8 @@ def capacity(bench: Bench, name: str, route: str) -> float | None:
     limit = CONTESTANTS[name].limit
     row = bench.row(name, route, "capacity", users=min(users, limit) if limit else users)
     with reported(row), bench.server(name) as server:
-        closed(bench, server.port, route, row["users"], 0.5)  # warms it up, and its pool
+        closed(bench, server.port, route, row["users"], 0.5)  # warms it up
+        time.sleep(SETTLE_SECONDS)
         with accounted(server, row):
             row |= closed(bench, server.port, route, row["users"], max(2.0, bench.seconds / 2))
         if not row["accepted_rps"]:
@@ -270,6 +275,7 @@ def open_loop(
     """Offer a fresh server these rates, and fill in ``row``."""
     with bench.server(row["server"]) as server:
         closed(bench, server.port, row["route"], 2, 0.3)
+        time.sleep(SETTLE_SECONDS)
         pool = min(POOL_MOST, max(4, round(max(rates) * POOL_SECONDS)))
         options: list[object] = [
             "--port", server.port, "--path", f"/{row['route']}", "--probe", "/health",
@@ -320,6 +326,7 @@ def crowd(bench: Bench, name: str) -> None:
     row = bench.row(name, "cpu", "closed")
     with reported(row), bench.server(name) as server:
         row["uncontended"] = closed(bench, server.port, "cpu", ROUTES["cpu"], 1.5)
+        time.sleep(SETTLE_SECONDS)
         # in a process of its own: the users' is busy with their refusals
         probe = (
             "--port", server.port, "--rate", 0, "--pool", 0, "--probe", "/health",
@@ -376,6 +383,7 @@ def names_of(text: str, known: Sequence[str]) -> list[str]:
 @click.option("--open/--no-open", "points", default=True, help="The points in an open loop.")
 @click.option("--step/--no-step", default=True, help="The step to 3 × and back.")
 @click.option("--closed/--no-closed", "crowded", default=True, help=f"{CLOSED_USERS} users.")
+@click.option("--pool-size", default=10, type=click.IntRange(1), help="Database connections.")
 @click.option("--fresh", is_flag=True, help="Keep nothing of an earlier report.")
 @click.option("--report-only", is_flag=True, help="Measure nothing: table and plots once more.")
 @click.option(
@@ -391,6 +399,7 @@ def main(
     points: bool,
     step: bool,
     crowded: bool,
+    pool_size: int,
     fresh: bool,
     report_only: bool,
     target: Path,
@@ -403,7 +412,7 @@ def main(
         if factors:
             multiples = tuple(float(factor) for factor in factors.split(","))
         length = seconds or (3.0 if quick else 6.0)
-        bench = Bench(Cores.of(1), None, length, multiples if points else (), None)
+        bench = Bench(Cores.of(1), None, length, multiples if points else (), None, pool_size)
         if step:
             bench.step = (2.0, 4.0, 4.0) if quick else (5.0, 10.0, 5.0)
         run(bench, names, chosen, crowded, target, fresh)
@@ -437,7 +446,7 @@ def run(
             "cores": bench.cores.said.replace("wrk", "generator and database"),
             "seconds": bench.seconds, "deadline_seconds": DEADLINE, "connections": CONNECTIONS,
             "give_up_seconds": GIVE_UP, "max_rate": MAX_RATE, "users": ROUTES,
-            "closed_users": CLOSED_USERS,
+            "closed_users": CLOSED_USERS, "database_pool": bench.pool_size,
         },
     }  # fmt: skip
     took = estimate(bench, names, opened, len(crowds))

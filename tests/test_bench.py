@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,12 @@ import pytest
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
+import client  # noqa: E402
+import closedloop  # noqa: E402
 import harness  # noqa: E402
+import openloop  # noqa: E402
+import overload  # noqa: E402
+import overload_report  # noqa: E402
 
 
 def report(**changes: Any) -> str:
@@ -131,3 +140,132 @@ def test_pinning_is_undone():
     with harness.pinned({min(before)}):
         assert os.sched_getaffinity(0) == {min(before)}
     assert os.sched_getaffinity(0) == before
+
+
+class Peer:
+    """A server in a thread that answers as it is told: bytes, or None for silence."""
+
+    def __init__(self, *answers: bytes | None) -> None:
+        self.answers = itertools.chain(answers, itertools.repeat(answers[-1]))
+        self.accepted = 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                self.accepted += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while connection.recv(4096):
+                answer = next(self.answers)
+                if answer is not None:
+                    connection.sendall(answer)
+                    if b"close" in answer:
+                        return
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+BUSY_CLOSE = BUSY.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+
+
+def open_loop(port: int, *, rate: float = 200, **options: Any) -> openloop.Generator:
+    head = client.request("127.0.0.1", port, "/")
+    due = openloop.schedule([openloop.Step(rate, 0.5)], None)
+    generator = openloop.Generator(
+        "127.0.0.1", port, head, due, **({"pool": 4, "most": 50} | options)
+    )
+    generator.run(1.0)
+    return generator
+
+
+def test_open_loop_keeps_its_schedule_and_its_connections():
+    with Peer(GOOD) as peer:
+        generator = open_loop(peer.port)
+        found = openloop.summarise(generator.record, 0.5, 1.0, 0.25)
+    assert found["offered"] == found["ok"] == 100
+    assert [entry["ok"] for entry in found["timeline"]] == [50, 50]
+    assert peer.accepted == generator.connects < 50
+
+
+def test_open_loop_replaces_connections_closed_with_a_refusal():
+    with Peer(BUSY_CLOSE) as peer:
+        generator = open_loop(peer.port)
+    assert generator.record.status == [503] * 100
+    assert generator.connects >= 100
+
+
+def test_open_loop_opens_more_when_all_are_busy_and_users_give_up():
+    with Peer(None) as peer:
+        generator = open_loop(peer.port, most=10, give_up=0.2)
+    found = openloop.summarise(generator.record, 0.5, 1.0, 0.5)
+    assert found["unanswered"] == 100
+    assert generator.peak == 10
+    assert generator.connects > 10  # those that gave up made room
+
+
+def test_probe_is_counted_apart_and_opens_a_connection_each_time():
+    with Peer(GOOD) as peer:
+        head = client.request("127.0.0.1", peer.port, "/health")
+        due = openloop.schedule([openloop.Step(20, 0.5)], None)
+        generator = open_loop(peer.port, rate=0, pool=0, probe=openloop.Probe(head), probes=due)
+    found = openloop.summarise_probes(generator.probes, 1.0)
+    assert (found["asked"], found["failed"]) == (10, 0)
+    assert peer.accepted == 10
+    assert generator.record.due == []
+
+
+def test_closed_loop_tells_refusals_from_answers():
+    with Peer(GOOD, BUSY, GOOD, BUSY_CLOSE, GOOD) as peer:
+        load = closedloop.Users("127.0.0.1", peer.port, client.request("h", 1, "/"), 1)
+        load.run(0.0, 0.3)
+    found = load.report()
+    assert len(load.refused) == 2
+    assert len(load.accepted) > 2
+    assert found["connections_opened"] == 2
+    assert found["users_never_served"] == 0
+
+
+def test_recovery_counts_from_the_end_of_the_step_and_must_last():
+    def bins(*shares: float) -> list[dict[str, int]]:
+        names = dict.fromkeys(openloop.OUTCOMES, 0)
+        return [names | {"ok": round(100 * s), "shed": 100 - round(100 * s)} for s in shares]
+
+    assert overload_report.recovery(bins(1, 0.3, 1, 1), 0.5, 1.0) == 0.0
+    assert overload_report.recovery(bins(1, 0.3, 0.5, 1, 0.9, 1), 0.5, 1.0) == 1.5
+    assert overload_report.recovery(bins(1, 0.3, 0.5), 0.5, 1.0) is None
+
+
+def test_overload_rows_replace_those_of_the_same_part(tmp_path: Path):
+    def row(server: str, kind: str, figure: int) -> dict[str, Any]:
+        return {"server": server, "route": "cpu", "kind": kind, "figure": figure}
+
+    target = tmp_path / "overload.json"
+    overload.merge(target, [row("a", "open", 1), row("a", "step", 2), row("b", "open", 3)], {})
+    overload.merge(target, [row("a", "open", 4)], {"command": "again"})
+    found = json.loads(target.read_text())
+    assert [entry["figure"] for entry in found["rows"]] == [2, 3, 4]
+    assert found["command"] == "again"
+
+
+@pytest.mark.parametrize("name", overload.CONTESTANTS)
+def test_a_failed_and_a_left_out_row_are_shown(name):
+    rows = [
+        {"server": name, "route": "cpu", "kind": "open", "factor": 2.0, "failed": "it died"},
+        {"server": name, "route": "cpu", "kind": "step", "skipped": "too much"},
+    ]
+    text = overload_report.markdown(rows, {name: "title"})
+    assert "**failed**: it died" in text
+    assert "too much" in text

@@ -10,8 +10,9 @@ __all__ = ["POOL", "SQL", "WAIT_SECONDS", "burn", "database_url"]
 CPU_SECONDS = 0.001
 WAIT_SECONDS = 0.02
 SQL = "select pg_sleep(0.005)"
-POOL = {"min_size": 10, "max_size": 100, "timeout": 2.0, "max_waiting": 1000}
-"""The pool of fluxor-fast with its default settings; the others get the same."""
+_SIZE = int(os.environ.get("OVERLOAD_POOL", "10"))
+POOL = {"min_size": _SIZE, "max_size": _SIZE, "timeout": 2.0, "max_waiting": 1000}
+"""Waits as in fluxor-fast's default settings: the others get the same."""
 
 
 def burn() -> None:

@@ -237,6 +237,7 @@ class System(RuleBasedStateMachine):
         for kind in kinds:
             if idle:
                 client, _ = idle.popitem()
+                self.calls = [call for call in self.calls if call.client is not client]
             else:
                 client = Client(worker.service, slow)
             self.count += 1

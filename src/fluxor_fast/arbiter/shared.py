@@ -133,15 +133,19 @@ class SharedMemory:
     def totals(self) -> list[int]:
         """Return the sum of all regions and the base, by ``Word``; gauges are summed too."""
         words, base = self._words, self._base
-        for _ in range(1000):
+        patience = time.monotonic() + 0.25
+        while True:
             before = words[_FOLD]
             total = words[base : base + REGION].tolist()
             for index in range(self.workers):
                 total = [a + b for a, b in zip(total, self.region(index).tolist(), strict=True)]
             if before % 2 == 0 and words[_FOLD] == before:
-                break
-            os.sched_yield()  # the arbiter may wait for this very core to end its fold
-        return total  # after so long it died in the middle of one: rather a guess than a hang
+                return total
+            # the arbiter may wait for this very core to end its fold; after so long it has
+            # died in the middle of one, and a guess is better than a hang
+            if time.monotonic() > patience:
+                return total
+            time.sleep(20e-6)
 
     def fold(self, index: int) -> None:
         """Give back all that the dead worker ``index`` held, and keep what it counted.
