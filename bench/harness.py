@@ -96,6 +96,17 @@ def process_tree(root: int) -> list[int]:
     return found
 
 
+def session_of(leader: int) -> list[int]:
+    """Return the pids of a session: also those whose parent died, which are in no tree."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if os.getsid(int(entry.name)) == leader:
+                    found.append(int(entry.name))
+    return found
+
+
 def cpu_seconds(root: int) -> dict[int, float]:
     """Return user and system seconds by pid, of ``root`` and its descendants.
 
@@ -357,7 +368,7 @@ class Server:
         finally:
             # a descendant that outlived its parent still is in the session we made, which
             # tells it from a stranger that was given the same pid meanwhile
-            for pid in reversed(tree):
+            for pid in reversed(list(dict.fromkeys([*tree, *session_of(self.pid)]))):
                 with suppress(OSError):
                     if os.getsid(pid) == self.pid:
                         os.kill(pid, signal.SIGKILL)

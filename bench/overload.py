@@ -43,7 +43,7 @@ LIMIT = 100
 """The limit that the other servers are given."""
 USERS_AT_LIMIT = 90
 """Users that a server with that limit takes without refusing, the probe included."""
-FACTORS = (0.5, 0.8, 1.0, 1.2, 2.0, 3.0, 5.0)
+FACTORS: tuple[float, ...] = (0.5, 0.8, 1.0, 1.2, 2.0, 3.0, 5.0)
 DEADLINE = 1.0
 CLOSED_SERVERS = ("fluxor", "uvicorn", "granian")
 CLOSED_USERS = 1000
@@ -206,11 +206,19 @@ class Bench:
                 process.kill()
             process.communicate()
 
-    def row(self, name: str, route: str, kind: str, **more: Any) -> dict[str, Any]:
-        """Add a row to the report and return it, to be filled in."""
-        found = {"server": name, "route": route, "kind": kind, **more}
-        self.rows.append(found)
-        return found
+    @contextmanager
+    def row(self, name: str, route: str, kind: str, **more: Any) -> Iterator[dict[str, Any]]:
+        """Yield a row to be filled in; a failure fails this row alone.
+
+        An interrupted one is dropped: it is neither a measurement nor the server's fault.
+        """
+        row = {"server": name, "route": route, "kind": kind, **more}
+        try:
+            yield row
+        except Failed as error:
+            row["failed"] = str(error)
+            progress(f"  FAILED: {error}")
+        self.rows.append(row)
 
 
 def _report_of(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
@@ -236,16 +244,6 @@ def accounted(server: Server, row: dict[str, Any]) -> Iterator[None]:
         raise Failed(f"{server.name} lost a process: {server.tail()}")
 
 
-@contextmanager
-def reported(row: dict[str, Any]) -> Iterator[None]:
-    """Let a failure fail this row alone."""
-    try:
-        yield
-    except Failed as error:
-        row["failed"] = str(error)
-        progress(f"  FAILED: {error}")
-
-
 def closed(bench: Bench, port: int, route: str, users: int, seconds: float) -> dict[str, Any]:
     """Let users ask in a closed loop and return the generator's report."""
     options = ("--port", port, "--path", f"/{route}", "--users", users, "--seconds", seconds)
@@ -254,19 +252,19 @@ def closed(bench: Bench, port: int, route: str, users: int, seconds: float) -> d
 
 def capacity(bench: Bench, name: str, route: str) -> float | None:
     """Measure what a server can do on a route; None if that failed."""
-    users = ROUTES[route]
-    limit = CONTESTANTS[name].limit
-    row = bench.row(name, route, "capacity", users=min(users, limit) if limit else users)
-    with reported(row), bench.server(name) as server:
-        closed(bench, server.port, route, row["users"], 0.5)  # warms it up
+    users = min(ROUTES[route], CONTESTANTS[name].limit or ROUTES[route])
+    with (
+        bench.row(name, route, "capacity", users=users) as row,
+        bench.server(name) as server,
+    ):
+        closed(bench, server.port, route, users, 0.5)  # warms it up
         time.sleep(SETTLE_SECONDS)
         with accounted(server, row):
-            row |= closed(bench, server.port, route, row["users"], max(2.0, bench.seconds / 2))
+            row |= closed(bench, server.port, route, users, max(2.0, bench.seconds / 2))
         if not row["accepted_rps"]:
             raise Failed(f"nothing was accepted: {row['errors']} errors")
-        progress(f"{name} /{route}: {row['accepted_rps']:,.0f}/s with {row['users']} users")
-        return float(row["accepted_rps"])
-    return None
+        progress(f"{name} /{route}: {row['accepted_rps']:,.0f}/s with {users} users")
+    return None if "failed" in row else float(row["accepted_rps"])
 
 
 def open_loop(
@@ -293,11 +291,10 @@ def open_loop(
 def point(bench: Bench, name: str, route: str, factor: float, full: float) -> None:
     """Measure one multiple of the capacity ``full``."""
     rate = factor * full
-    row = bench.row(name, route, "open", factor=factor, capacity_rps=full)
-    if rate > MAX_RATE:
-        row["skipped"] = f"{rate:,.0f}/s is more than the generator holds"
-        return
-    with reported(row):
+    with bench.row(name, route, "open", factor=factor, capacity_rps=full) as row:
+        if rate > MAX_RATE:
+            row["skipped"] = f"{rate:,.0f}/s is more than the generator holds"
+            return
         open_loop(bench, row, [rate], [bench.seconds])
         row.pop("timeline")  # only a step has one that tells something
         progress(f"  {factor:g} ×: {overload_report.in_short(row)}")
@@ -306,11 +303,11 @@ def point(bench: Bench, name: str, route: str, factor: float, full: float) -> No
 def step(bench: Bench, name: str, route: str, full: float) -> None:
     """Measure a step to three times the capacity and back."""
     assert bench.step is not None
-    row = bench.row(name, route, "step", capacity_rps=full, step_seconds=bench.step)
-    if 3 * full > MAX_RATE:
-        row["skipped"] = f"{3 * full:,.0f}/s is more than the generator holds"
-        return
-    with reported(row):
+    more = {"capacity_rps": full, "step_seconds": bench.step}
+    with bench.row(name, route, "step", **more) as row:
+        if 3 * full > MAX_RATE:
+            row["skipped"] = f"{3 * full:,.0f}/s is more than the generator holds"
+            return
         open_loop(bench, row, [0.5 * full, 3 * full, 0.5 * full], bench.step)
         row["recovery_seconds"] = overload_report.recovery(
             row["timeline"], row["bin_seconds"], sum(bench.step[:2])
@@ -323,8 +320,7 @@ def step(bench: Bench, name: str, route: str, full: float) -> None:
 def crowd(bench: Bench, name: str) -> None:
     """Measure many users at once on the processor's route, beside a probe of the health route."""
     seconds = bench.seconds
-    row = bench.row(name, "cpu", "closed")
-    with reported(row), bench.server(name) as server:
+    with bench.row(name, "cpu", "closed") as row, bench.server(name) as server:
         row["uncontended"] = closed(bench, server.port, "cpu", ROUTES["cpu"], 1.5)
         time.sleep(SETTLE_SECONDS)
         # in a process of its own: the users' is busy with their refusals
@@ -408,7 +404,7 @@ def main(
     """Load servers beyond what they can do, and tell what becomes of the requests."""
     names, chosen = names_of(servers, list(CONTESTANTS)), names_of(routes, list(ROUTES))
     if not report_only:
-        multiples = (0.5, 1.0, 2.0, 5.0) if quick else FACTORS
+        multiples: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0) if quick else FACTORS
         if factors:
             multiples = tuple(float(factor) for factor in factors.split(","))
         length = seconds or (3.0 if quick else 6.0)
@@ -438,7 +434,7 @@ def run(
     harness.claim_files()
     crowds = [name for name in CLOSED_SERVERS if name in names] if crowded else []
     opened = routes if bench.factors or bench.step else []
-    before = {
+    before: dict[str, Any] = {
         "machine": harness.machine(),
         "versions": harness.versions(*PACKAGES),
         "command": " ".join(["python bench/overload.py", *sys.argv[1:]]),

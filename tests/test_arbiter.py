@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import socket
 import subprocess
@@ -26,6 +27,17 @@ def test_listeners_share_one_port() -> None:
     listeners = bind_listeners("127.0.0.1", 0, 3)
     try:
         assert len({listener.getsockname() for listener in listeners}) == 1
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_a_shared_listener_is_one_socket_in_every_worker() -> None:
+    listeners = bind_listeners("127.0.0.1", 0, 3, shared=True)
+    try:
+        inodes = {os.fstat(listener.fileno()).st_ino for listener in listeners}
+        assert len(inodes) == 1
+        assert len({listener.fileno() for listener in listeners}) == 3
     finally:
         for listener in listeners:
             listener.close()

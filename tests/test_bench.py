@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -126,6 +127,28 @@ def test_every_process_of_a_server_is_stopped_even_if_it_will_not():
         while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
             assert time.monotonic() < until, f"{pid} still runs"
             time.sleep(0.01)
+
+
+def test_children_of_a_server_that_died_are_stopped_too():
+    code = (
+        "import os, signal, time\n"
+        "if os.fork() == 0: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "time.sleep(60)\n"
+    )
+
+    def two(port: int) -> bool:
+        return len(harness.process_tree(server.pid)) == 2
+
+    server = harness.Server("shot", [sys.executable, "-c", code], harness.free_port(), ready=two)
+    with server:
+        child = server.tree[1]
+        os.kill(server.pid, signal.SIGKILL)
+        while server.alive:
+            time.sleep(0.01)
+    until = time.monotonic() + 5
+    while Path(f"/proc/{child}").exists() and _state(child) != "Z":
+        assert time.monotonic() < until, f"{child} still runs"
+        time.sleep(0.01)
 
 
 def _state(pid: int) -> str:

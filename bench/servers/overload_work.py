@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 __all__ = ["POOL", "SQL", "WAIT_SECONDS", "burn", "database_url"]
 
@@ -11,7 +12,7 @@ CPU_SECONDS = 0.001
 WAIT_SECONDS = 0.02
 SQL = "select pg_sleep(0.005)"
 _SIZE = int(os.environ.get("OVERLOAD_POOL", "10"))
-POOL = {"min_size": _SIZE, "max_size": _SIZE, "timeout": 2.0, "max_waiting": 1000}
+POOL: dict[str, Any] = {"min_size": _SIZE, "max_size": _SIZE, "timeout": 2.0, "max_waiting": 1000}
 """Waits as in fluxor-fast's default settings: the others get the same."""
 
 

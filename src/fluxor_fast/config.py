@@ -103,6 +103,7 @@ class ServerSettings(_Section):
     app: Text = _knob("fluxor_fast.service:app", "module:attribute; the reference service")
     host: Text = _knob("127.0.0.1", "address to listen on; not the world, unless you say so")
     port: Port = _knob(8080, "TCP port; needs no privileges (0 takes any free one)")
+    listener: Literal["reuseport", "shared"] = _knob("reuseport", "one for each worker, or for all")
     workers: Few | Literal["auto"] = _knob("auto", "processes; auto, one for each usable core")
     max_ccu: Count = _knob(5000, "most users at once, running and waiting; the peak we test")
     utilization: Percent = _knob(67, "percent of max_ccu for normal routes; a third is reserve")

@@ -164,7 +164,7 @@ class System(RuleBasedStateMachine):
         reserve=st.integers(0, 4),
         slots=st.integers(1, 4),
         max_queue=st.integers(0, 8),
-        deadline=st.sampled_from([0.05, 5.0, 1000.0]),
+        deadline=st.sampled_from([0.05, 1.0, 5.0, 1000.0]),
         codel=st.sampled_from([0.0, 0.005]),
     )
     def start(
@@ -222,7 +222,7 @@ class System(RuleBasedStateMachine):
 
     @rule(
         index=st.integers(0, 2),
-        kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=6),
+        kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=10),
         slow=st.booleans(),
         again=st.booleans(),
     )
@@ -247,6 +247,23 @@ class System(RuleBasedStateMachine):
             self.inside(lambda c=call: c.client.ask(f"/{c.kind}/{c.number}"))
             call.request = worker.runner.arrivals[-1]
 
+    @precondition(lambda self: self.workers)
+    @rule(
+        index=st.integers(0, 2),
+        kind=st.sampled_from(["sync", "async", "limited", "critical-async", "large"]),
+        count=st.integers(3, 12),
+        slow=st.booleans(),
+    )
+    def many_alike_arrive(self, index: int, kind: str, count: int, slow: bool) -> None:
+        self.requests_arrive(index, [kind] * count, slow, again=False)
+
+    @precondition(lambda self: any(worker.loop.soon for worker in self.workers))
+    @rule()
+    def each_takes_a_turn(self) -> None:
+        for worker in self.workers:
+            self.a_worker_takes_a_turn(worker.index)
+
+    @precondition(lambda self: any(worker.loop.soon for worker in self.workers))
     @rule(index=st.integers(0, 2))
     def a_worker_takes_a_turn(self, index: int) -> None:
         worker = self.worker(index)
@@ -328,12 +345,14 @@ class System(RuleBasedStateMachine):
                 assert call.answer == (200, ""), call
             assert not (call.exempt and call.refused)
 
+    @precondition(lambda self: any(call.runs for call in self.calls))
     @rule(index=st.integers(0, 50))
     def a_handler_ends(self, index: int) -> None:
         running = [call for call in self.calls if call.runs]
         if running:
             self.inside(running[index % len(running)].gate.set)
 
+    @precondition(lambda self: self.calls)
     @rule(index=st.integers(0, 50))
     def a_client_goes_away(self, index: int) -> None:
         open_ = [
@@ -345,6 +364,7 @@ class System(RuleBasedStateMachine):
             call.left = call.waits
             self.inside(call.client.leave)
 
+    @precondition(lambda self: any(call.client.stuck for call in self.calls))
     @rule(index=st.integers(0, 50))
     def a_slow_client_takes_its_answer_in(self, index: int) -> None:
         stuck = [c for c in self.calls if c.client.stuck and not c.client.gone]
@@ -356,6 +376,15 @@ class System(RuleBasedStateMachine):
         self.clock.now += seconds
         for worker in self.workers:
             worker.loop.wake()
+
+    @precondition(lambda self: self.workers)
+    @rule(times=st.integers(2, 16))
+    def handlers_take_long(self, times: int) -> None:
+        """Time passes, and the workers look again and again."""
+        for _ in range(times):
+            self.time_passes(0.11)
+            for worker in self.workers:
+                self.a_worker_takes_a_turn(worker.index)
 
     @precondition(lambda self: self.workers)
     @rule(index=st.integers(0, 2))
@@ -462,4 +491,4 @@ class System(RuleBasedStateMachine):
 
 
 TestSystem = System.TestCase
-TestSystem.settings = settings(examples(100), stateful_step_count=40)
+TestSystem.settings = settings(examples(100), stateful_step_count=60)

@@ -119,7 +119,9 @@ class Arbiter:
         :raises BootError: if the workers cannot start.
         """
         server = self._settings.server
-        self._listeners = bind_listeners(server.host, server.port, self._count)
+        self._listeners = bind_listeners(
+            server.host, server.port, self._count, shared=server.listener == "shared"
+        )
         port = self._listeners[0].getsockname()[1]
         provide_descriptors(server.capacity.max_connections)
         self._lifeline = os.pipe()

@@ -1,8 +1,9 @@
 """The sockets that clients connect to.
 
-One listener per worker with ``SO_REUSEPORT``: the kernel spreads connections by a hash of their
-addresses, and no worker wakes for another's. The arbiter binds them all before the first fork
-and keeps them, so that what waits in the queue of a worker that dies is taken by its successor.
+By default one listener per worker with ``SO_REUSEPORT``: the kernel spreads connections by a
+hash of their addresses, and no worker wakes for another's. Or one listener shared by all: who
+wakes first accepts all that is there. Either way the arbiter binds before the first fork and
+keeps the sockets, so what waits in the queue of a worker that dies is taken by its successor.
 
 ``SO_REUSEPORT`` would let a second server of the same user share the port in silence. So the
 port is first bound without it, which fails while anybody listens there.
@@ -32,10 +33,13 @@ _REASONS = {
 }
 
 
-def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
+def bind_listeners(
+    host: str, port: int, count: int, *, shared: bool = False
+) -> list[socket.socket]:
     """Return ``count`` sockets bound to the same address; port 0 takes a free one.
 
-    They do not listen yet: a worker does that when it is ready.
+    With ``shared`` they are duplicates of one. They do not listen yet: a worker does that when
+    it is ready.
 
     :raises ListenError: naming the address and why it cannot be had.
     """
@@ -51,13 +55,15 @@ def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             port = probe.getsockname()[1]
-        for _ in range(count):
+        for _ in range(1 if shared else count):
             listener = socket.socket(family, socket.SOCK_STREAM)
             listeners.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind((address[0], port, *address[2:]))
             listener.setblocking(False)
+        while len(listeners) < count:
+            listeners.append(listeners[0].dup())
     except OSError as error:
         for listener in listeners:
             listener.close()

@@ -41,8 +41,8 @@ class WaitingQueue:
     :param interval: seconds for which the oldest must have waited longer than ``target``.
     """
 
-    __slots__ = ("_above", "_count", "_early", "_last", "_since", "deadline", "gone", "interval", "rate",
-                 "requests", "standing", "target")  # fmt: skip
+    __slots__ = ("_above", "_count", "_early", "_last", "_since", "deadline", "gone", "interval",
+                 "rate", "requests", "standing", "target")  # fmt: skip
 
     def __init__(self, deadline: float, target: float, interval: float) -> None:
         self.deadline = deadline

@@ -113,12 +113,8 @@ class Pacer:
 
     def __init__(self, longest: float) -> None:
         self.longest = longest
+        self.waiting = 0  # connections that are left unread
         self._queues: dict[float, deque[tuple[float, Paced]]] = {}
-
-    @property
-    def waiting(self) -> bool:
-        """Whether any connection is left unread."""
-        return any(self._queues.values())
 
     def refused(self, connection: Paced, now: float) -> None:
         """Leave ``connection``, which was just refused, unread for a time that fits."""
@@ -130,6 +126,7 @@ class Pacer:
             pause = min(FIRST, self.longest)
         if connection.leave_unread():
             connection.pause = pause
+            self.waiting += 1
             self._queues.setdefault(pause, deque()).append((now + pause, connection))
 
     def release(self, now: float) -> None:
@@ -137,5 +134,6 @@ class Pacer:
         for queue in self._queues.values():
             while queue and queue[0][0] <= now:
                 connection = queue.popleft()[1]
+                self.waiting -= 1
                 connection.resumed = now
                 connection.read_again()
