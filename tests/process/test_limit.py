@@ -227,3 +227,40 @@ def test_a_worker_that_always_has_more_cannot_keep_the_slots_from_another(gate: 
         # one round of handlers to end and its own to run; first in first out over all: three
         assert took < 0.55, took
         close(many)
+
+
+def test_a_worker_that_runs_out_of_descriptors_says_so_and_recovers() -> None:
+    with LiveServer("held:app", "--workers=1", most_files=100) as server:
+        assert "need 5128 open files and the limit is 100" in server.log
+        clients: list[Client] = []
+        reasons = []
+        for _ in range(150):
+            client = Client(server.port)
+            try:
+                client.request("/who")
+                answer = client.request("/who")
+            except ConnectionError:
+                client.close()
+                reasons.append("closed")
+            else:
+                if answer.status == 200:
+                    clients.append(client)
+                else:
+                    client.close()
+        assert 40 < len(clients) < 100
+        told = get(server.port, "/who")  # one more, that only listens
+        assert told.json["reason"] == "connections"
+        before = cpu_of(server.workers[0])
+        assert clients[0].request("/who").status == 200
+        for client in clients[10:]:
+            client.close()
+        eventually(lambda: clients[0].request("/figures").json["connections"] == 10, "freed")
+        assert get(server.port, "/who").status == 200
+        assert cpu_of(server.workers[0]) - before < 0.5  # no busy loop
+        close(clients[:10])
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

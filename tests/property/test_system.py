@@ -378,13 +378,16 @@ class System(RuleBasedStateMachine):
             worker.loop.wake()
 
     @precondition(lambda self: self.workers)
-    @rule(times=st.integers(2, 16))
-    def handlers_take_long(self, times: int) -> None:
-        """Time passes, and the workers look again and again."""
+    @rule(times=st.integers(5, 40), seconds=st.sampled_from([0.03, 0.11]), end=st.booleans())
+    def handlers_take_long(self, times: int, seconds: float, end: bool) -> None:
+        """Time passes, and the workers look again and again; then all handlers may end."""
         for _ in range(times):
-            self.time_passes(0.11)
+            self.time_passes(seconds)
             for worker in self.workers:
                 self.a_worker_takes_a_turn(worker.index)
+        for call in self.calls if end else ():
+            if call.runs:
+                self.inside(call.gate.set)
 
     @precondition(lambda self: self.workers)
     @rule(index=st.integers(0, 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,6 +104,7 @@ class LiveServer:
         env: Mapping[str, str] | None = None,
         cwd: Path = APPS,
         wait: bool = True,
+        most_files: int | None = None,
     ) -> None:
         clean = {
             name: value
@@ -117,6 +120,8 @@ class LiveServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=most_files
+            and partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most_files, most_files)),
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._drain, daemon=True)

@@ -43,9 +43,7 @@ class AdaptiveSettings:
     """
 
     ceiling: int  # requests; the static limit: adapting only ever takes away from it
-    floor: int = (
-        20  # requests; so that there is something to measure; exact from 2 × floor on
-    )
+    floor: int = 20  # requests; so that there is something to measure; probes see no less
     tolerance: float = 2.0  # latency aimed at / baseline: room to keep a bursty service busy
     smoothing: float = 0.3  # part of the way per window; stable with an answer 4 windows late
     queue: Callable[[float], float] = math.sqrt  # requests added, by limit: what bursts need

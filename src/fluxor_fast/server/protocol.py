@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class Service:
     max_pipeline: int
     trusted_proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
     open: set[HttpProtocol]
+    room: int = sys.maxsize
+    """How many connections this process has descriptors for."""
 
 
 class _Answered(Request):
@@ -127,7 +130,9 @@ class HttpProtocol(asyncio.Protocol):
         """Take the connection, or refuse it unread when there are too many."""
         self.transport = transport
         service = self.service
-        if not service.connections.acquire(1, service.max_connections):
+        if len(service.open) >= service.room or not service.connections.acquire(
+            1, service.max_connections
+        ):
             self.closed = True
             self.transport.write(self.runner.refuse_connection())
             self.transport.close()

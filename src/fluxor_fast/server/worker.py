@@ -17,6 +17,7 @@ import gc
 import importlib
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -46,6 +47,7 @@ __all__ = ["load_app", "run_worker"]
 log = logging.getLogger("fluxor_fast.worker")
 
 SWEEP_SECONDS = 1.0
+RESERVED_DESCRIPTORS = 16  # for connections that are being refused, logs, files
 # which byte of the shared file is locked for which limit
 PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)
 
@@ -86,6 +88,18 @@ def _place(error: BaseException) -> str:
             where = f" ({code.co_filename}:{trace.tb_lineno})"
         trace = trace.tb_next
     return where
+
+
+def _room_for_connections() -> int:
+    """Return how many connections this process can hold and still open what else it needs.
+
+    Beyond that a client is told so. Without the reserve, the last descriptor gone, libuv can
+    only accept and close; it does that without a busy loop.
+    """
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(soft - len(list(Path("/proc/self/fd").iterdir())) - RESERVED_DESCRIPTORS, 1)
 
 
 def run_worker(
@@ -242,6 +256,7 @@ class Worker:
             max_pipeline=server.max_pipeline,
             trusted_proxies=server.trusted_proxies,
             open=self.open,
+            room=_room_for_connections(),
         )
 
     def _route_limits(
