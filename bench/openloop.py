@@ -320,27 +320,36 @@ def outcome(status: int, latency: float, deadline: float) -> str:
 
 
 def summarise(
-    record: Record, seconds: float, deadline: float, bin_seconds: float
+    record: Record, seconds: float, deadline: float, bin_seconds: float, since: float = 0.0
 ) -> dict[str, Any]:
-    """Return counts, latencies in milliseconds by outcome, and a time line by due time."""
+    """Return counts, latencies in milliseconds by outcome, and a time line by due time.
+
+    :param since: what was due before then does not count.
+    """
     latencies: dict[str, list[float]] = {name: [] for name in OUTCOMES}
-    count = max(1, round(seconds / bin_seconds))
+    count = max(1, round((seconds - since) / bin_seconds))
     bins: list[dict[str, Any]] = [dict.fromkeys(OUTCOMES, 0) for _ in range(count)]
     accepted: list[list[float]] = [[] for _ in bins]
-    for due, done, status in zip(record.due, record.done, record.status, strict=True):
+    noticed: list[float] = []
+    for due, seen, done, status in zip(
+        record.due, record.seen, record.done, record.status, strict=True
+    ):
+        if due < since:
+            continue
         latency = done - due
         name = outcome(status, latency, deadline)
         latencies[name].append(latency)
-        at = min(int(due / bin_seconds), len(bins) - 1)
+        noticed.append(seen - due)
+        at = min(int((due - since) / bin_seconds), count - 1)
         bins[at][name] += 1
         if status == 200:
             accepted[at].append(latency)
     for entry, values in zip(bins, accepted, strict=True):
         entry |= percentiles(values, 0.99)
-    noticed = [seen - due for due, seen in zip(record.due, record.seen, strict=True)]
+    seconds -= since
     return {
-        "offered": len(record.due),
-        "offered_rps": round(len(record.due) / seconds, 1),
+        "offered": len(noticed),
+        "offered_rps": round(len(noticed) / seconds, 1),
         "goodput_rps": round(len(latencies["ok"]) / seconds, 1),
         **{name: len(latencies[name]) for name in OUTCOMES},
         "accepted": percentiles(latencies["ok"] + latencies["late"], *SHARES),
@@ -385,6 +394,7 @@ def summarise_probes(probes: Record, timeout: float) -> dict[str, Any]:
 @click.option("--patience", type=float, default=3.0, help="How long to wait at the end.")
 @click.option("--give-up", type=float, default=math.inf, help="Seconds until a user does.")
 @click.option("--bin", "bin_seconds", type=float, default=0.25, help="Time line step, seconds.")
+@click.option("--skip", type=float, default=0.0, help="Do not count the first seconds.")
 @click.option("--header", multiple=True, help="A further header field.")
 @click.option("--probe", "probe_target", help="Route asked apart, on new connections.")
 @click.option("--probe-rate", type=float, default=20.0, help="Probes a second.")
@@ -401,6 +411,7 @@ def main(
     patience: float,
     give_up: float,
     bin_seconds: float,
+    skip: float,
     header: tuple[str, ...],
     probe_target: str | None,
     probe_rate: float,
@@ -429,7 +440,7 @@ def main(
         probes=probes,
     )
     generator.run(patience)
-    result = summarise(generator.record, sum(seconds), deadline, bin_seconds)
+    result = summarise(generator.record, sum(seconds), deadline, bin_seconds, skip)
     if probe is not None:
         result["probe"] = summarise_probes(generator.probes, probe.timeout)
     result["connections"] = {

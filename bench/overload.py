@@ -51,6 +51,8 @@ CONNECTIONS = 2000
 """Most connections of the generator."""
 POOL_SECONDS, POOL_MOST = 0.05, 64
 """Connections opened beforehand: what that many seconds' load needs, but clearly below LIMIT."""
+LEAD_SECONDS = 2.0
+"""Load before a point counts: until its queues have filled, an overloaded server looks well."""
 GIVE_UP = 2.0
 """Seconds after which a user closes the connection: twice the deadline, so late shows as late."""
 MAX_RATE = 40_000.0
@@ -235,10 +237,19 @@ def _report_of(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]
 @contextmanager
 def accounted(server: Server, row: dict[str, Any]) -> Iterator[None]:
     """Put the server's CPU and memory into ``row``; a process lost meanwhile fails it."""
-    before, started = harness.cpu_seconds(server.pid), time.monotonic()
+    before, idle, started = (
+        harness.cpu_seconds(server.pid),
+        harness.idle_seconds(),
+        time.monotonic(),
+    )
     yield
     took = time.monotonic() - started
-    row["server_cores"] = round(harness.cpu_since(before, server.pid) / took, 3)
+    used = harness.cpu_since(before, server.pid) / took
+    row["server_cores"] = round(used, 3)
+    if server.cpus is not None:
+        now = harness.idle_seconds()
+        busy = sum(1 - (now[core] - idle[core]) / took for core in server.cpus)
+        row["others_on_core"] = round(max(0.0, busy - used), 3)
     row["server_rss_mb"] = round(harness.memory_of(server.tree).rss / 1e6, 1)
     if not server.alive or before.keys() - harness.cpu_seconds(server.pid).keys():
         raise Failed(f"{server.name} lost a process: {server.tail()}")
@@ -268,9 +279,14 @@ def capacity(bench: Bench, name: str, route: str) -> float | None:
 
 
 def open_loop(
-    bench: Bench, row: dict[str, Any], rates: Sequence[float], seconds: Sequence[float]
+    bench: Bench,
+    row: dict[str, Any],
+    rates: Sequence[float],
+    seconds: Sequence[float],
+    *,
+    skip: float = 0.0,
 ) -> None:
-    """Offer a fresh server these rates, and fill in ``row``."""
+    """Offer a fresh server these rates, and fill in ``row``; the first seconds do not count."""
     with bench.server(row["server"]) as server:
         closed(bench, server.port, row["route"], 2, 0.3)
         time.sleep(SETTLE_SECONDS)
@@ -278,7 +294,7 @@ def open_loop(
         options: list[object] = [
             "--port", server.port, "--path", f"/{row['route']}", "--probe", "/health",
             "--connections", CONNECTIONS, "--pool", pool, "--deadline", DEADLINE,
-            "--give-up", GIVE_UP, "--patience", GIVE_UP,
+            "--give-up", GIVE_UP, "--patience", GIVE_UP, "--skip", skip,
         ]  # fmt: skip
         for rate, length in zip(rates, seconds, strict=True):
             options += ["--rate", rate, "--seconds", length]
@@ -295,7 +311,7 @@ def point(bench: Bench, name: str, route: str, factor: float, full: float) -> No
         if rate > MAX_RATE:
             row["skipped"] = f"{rate:,.0f}/s is more than the generator holds"
             return
-        open_loop(bench, row, [rate], [bench.seconds])
+        open_loop(bench, row, [rate], [LEAD_SECONDS + bench.seconds], skip=LEAD_SECONDS)
         row.pop("timeline")  # only a step has one that tells something
         progress(f"  {factor:g} ×: {overload_report.in_short(row)}")
 
@@ -340,7 +356,7 @@ def crowd(bench: Bench, name: str) -> None:
 def estimate(bench: Bench, names: Sequence[str], routes: Sequence[str], crowds: int) -> float:
     """Return about how many seconds it will take."""
     each = START_SECONDS + max(2.0, bench.seconds / 2) + 1
-    each += len(bench.factors) * (bench.seconds + 1.0 + START_SECONDS)
+    each += len(bench.factors) * (LEAD_SECONDS + bench.seconds + 1.0 + START_SECONDS)
     if bench.step is not None:
         each += sum(bench.step) + GIVE_UP + START_SECONDS
     return len(names) * len(routes) * each + crowds * (bench.seconds + 4 + START_SECONDS)
@@ -418,6 +434,9 @@ def main(
     if plots is not None:
         for path in overload_report.plot(report["rows"], titles, plots):
             progress(f"wrote {path}")
+    others = max((row.get("others_on_core", 0.0) for row in report["rows"]), default=0.0)
+    if others > 0.1:
+        print(f"Other work took up to {others:.0%} of the server's core: measure again in quiet.")
     if any("failed" in row for row in report["rows"]):
         raise click.ClickException("some rows failed")
 
@@ -441,7 +460,8 @@ def run(
         "settings": {
             "cores": bench.cores.said.replace("wrk", "generator and database"),
             "seconds": bench.seconds, "deadline_seconds": DEADLINE, "connections": CONNECTIONS,
-            "give_up_seconds": GIVE_UP, "max_rate": MAX_RATE, "users": ROUTES,
+            "give_up_seconds": GIVE_UP, "lead_seconds": LEAD_SECONDS,
+            "max_rate": MAX_RATE, "users": ROUTES,
             "closed_users": CLOSED_USERS, "database_pool": bench.pool_size,
         },
     }  # fmt: skip

@@ -277,7 +277,7 @@ def _plot_goodput(
         xlabel="offered load / capacity",
         ylabel="goodput / capacity",
         title=f"/{path.stem.removeprefix('overload-')}: answers within 1 s",
-        ylim=(0, 1.15),
+        ylim=(0, 1.25),
     )
     axes.legend(fontsize=8)
     return _save(figure, path)

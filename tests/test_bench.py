@@ -221,6 +221,8 @@ def test_open_loop_keeps_its_schedule_and_its_connections():
     assert found["offered"] == found["ok"] == 100
     assert [entry["ok"] for entry in found["timeline"]] == [50, 50]
     assert peer.accepted == generator.connects < 50
+    later = openloop.summarise(generator.record, 0.5, 1.0, 0.25, since=0.25)
+    assert (later["offered"], later["offered_rps"], len(later["timeline"])) == (50, 200.0, 1)
 
 
 def test_open_loop_replaces_connections_closed_with_a_refusal():

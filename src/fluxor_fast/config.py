@@ -128,6 +128,8 @@ class ServerSettings(_Section):
     max_headers: Count = _knob(100, "header lines; several times what browsers send")
     max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
     max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
+    adaptive: bool = _knob(False, "lower the limit while the service is slow; off: it is fixed")
+    adaptive_floor: Count = _knob(20, "least the limit may adapt to; so that something is measured")
     slice_ms: Millis = _knob(2.0, "milliseconds of handlers per loop turn; then it looks around")
     trusted_proxies: Networks = _knob((), "networks whose forwarding headers count; others lie")
     dev: bool = _knob(False, "development conveniences; off, as they are unsafe in public")

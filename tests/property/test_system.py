@@ -12,18 +12,22 @@ a worker is killed, reaped and replaced. After each step:
 5. A request is refused for capacity exactly if the model has no capacity left for it. None is let
    go that nobody stands before, while it could begin at once. When all workers have looked,
    nobody waits while a slot is free (but for the rest that equal shares leave over).
-6. Exempt requests are never refused.
+6. Exempt requests are never refused, and answered in the turn that takes them in.
+
+``PROVE=long`` tries many more histories, and shrinks one that fails.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from hypothesis import settings
+import pytest
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -40,6 +44,7 @@ from fluxor_fast.server import batch
 from tests.support.seeds import examples
 from tests.support.workers import Client, Clock, Worker, figures
 
+LONG = os.environ.get("PROVE") == "long"
 BURN = 0.001  # seconds that a synchronous handler takes
 ROUTE_LIMIT = 2
 KINDS = {
@@ -316,7 +321,7 @@ class System(RuleBasedStateMachine):
             ][:1]  # fmt: skip
             if at_once and first:
                 assert not first[0].refused, f"could have begun, but: {first[0].refused}"
-        self.forget_what_is_over()
+        self.check_answers()
 
     @staticmethod
     def expect_refused(call: Call, reason: str) -> None:
@@ -338,8 +343,7 @@ class System(RuleBasedStateMachine):
                     call.refused = reason
                     assert reason == "deadline" or self.knobs["target"]
 
-    def forget_what_is_over(self) -> None:
-        """Drop calls that the model needs no more; their connection may be used again."""
+    def check_answers(self) -> None:
         for call in self.calls:
             if call.ended and not call.client.gone:
                 assert call.answer == (200, ""), call
@@ -493,5 +497,35 @@ class System(RuleBasedStateMachine):
         assert memory.routes[0].tolist() == [0] * len(self.workers)
 
 
+# Shrinking a failure takes minutes, so only the long mode does that.
+pytestmark = pytest.mark.timeout(1800 if LONG else 120)
 TestSystem = System.TestCase
-TestSystem.settings = settings(examples(100), stateful_step_count=60)
+TestSystem.settings = settings(
+    examples(3000 if LONG else 150),
+    stateful_step_count=60,
+    phases=(Phase.generate, Phase.shrink) if LONG else (Phase.generate,),
+    report_multiple_bugs=False,
+)
+
+
+def test_an_idle_worker_refuses_nobody_for_how_slow_it_once_was() -> None:
+    """Found by the above: the rate measured last, while handlers took long, outlived the queue."""
+    system = System()
+    try:
+        system.start(1, 20, reserve=0, slots=2, max_queue=20, deadline=5.0, codel=0.0)
+        system.many_alike_arrive(0, "async", 6, slow=False)
+        for times in (5, 14, 5):
+            system.all_workers_come_to_rest()
+            system.handlers_take_long(times, 0.11, end=True)
+        system.all_workers_come_to_rest()
+        assert all(call.ended for call in system.calls)
+        for _ in range(3):
+            system.time_passes(6.0)
+            system.many_alike_arrive(0, "async", 3, slow=False)
+            system.all_workers_come_to_rest()
+            assert sum(call.runs for call in system.calls) == 2
+            for _ in range(2):
+                system.handlers_take_long(1, 0.002, end=True)
+                system.all_workers_come_to_rest()
+    finally:
+        system.teardown()

@@ -240,6 +240,7 @@ def make_runner(
         ),
         routes=routes or {},
         claims=memory.claims,
+        published=memory.limit,
         index=index,
         region=memory.region(index),
         deadline=deadline,

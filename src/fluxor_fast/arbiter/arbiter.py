@@ -36,7 +36,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fluxor_fast.arbiter.shared import SharedMemory, State, Word
+from fluxor_fast.arbiter.adaptive import AdaptiveLimit, AdaptiveSettings, Look
+from fluxor_fast.arbiter.shared import LOOK_SECONDS, SharedMemory, State, Word
 from fluxor_fast.arbiter.sockets import bind_listeners, provide_descriptors
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import BootError
@@ -49,7 +50,7 @@ WorkerMain = Callable[[Settings, SharedMemory, int, socket.socket, int], int]
 """Runs a worker in the child: settings, memory, index, listener, lifeline → exit code."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
-TICK = 0.25  # seconds between two looks at heartbeats
+TICK = 0.1  # seconds between two looks at the workers
 MARGIN = 2.0  # seconds a worker gets beyond the graceful timeout to leave by itself
 
 
@@ -109,6 +110,14 @@ class Arbiter:
         self._serving = False  # all workers were ready once
         self._stopping = False
         self._kill_at = float("inf")
+        self._adaptive: AdaptiveLimit | None = None
+        if settings.server.adaptive:
+            ceiling = settings.server.capacity.normal
+            floor = min(settings.server.adaptive_floor, ceiling)
+            self._adaptive = AdaptiveLimit(
+                AdaptiveSettings(ceiling=ceiling, floor=floor), time.monotonic()
+            )
+        self._looked = (0.0, self._memory.totals())  # when last, and what it showed
         self._exit_code = 0
         self._boot_code: int | None = None
 
@@ -232,6 +241,8 @@ class Arbiter:
             self._spawn(index)
         for index, worker in self._workers.items():
             self._check_health(index, worker, now)
+        if self._adaptive is not None:
+            self._adapt(self._adaptive, now)
         if not self._serving:
             ready = [self._memory.region(i)[Word.STATE] == State.READY for i in self._workers]
             if all(ready):
@@ -241,6 +252,16 @@ class Arbiter:
                 else:
                     for index in range(1, self._count):
                         self._spawn(index)
+
+    def _adapt(self, adaptive: AdaptiveLimit, now: float) -> None:
+        """Publish the limit that fits what was seen since the last look."""
+        then, before = self._looked
+        if now - then < LOOK_SECONDS:
+            return
+        after = self._memory.totals()
+        self._looked = (now, after)
+        look = Look.between(before, after, sum(self._memory.permits))
+        self._memory.limit[0] = adaptive.update(look, now)
 
     def _check_health(self, index: int, worker: _Worker, now: float) -> None:
         if worker.killed:

@@ -43,6 +43,8 @@ _HEADER: Final = 8
 _FOLD: Final = 3
 _LIMIT: Final = 5
 
+LOOK_SECONDS: Final = 0.25
+"""How often the arbiter looks when it adapts the limit; the histogram must be fresh by then."""
 ROUTES: Final = 64
 """Most routes with a limit of their own."""
 

@@ -36,6 +36,8 @@ class Snapshot:
 
     max_ccu: int
     normal_capacity: int
+    limit: int
+    """Where normal requests are refused now: normal capacity, or what it has adapted to."""
     slots: int
     max_queue: int
     max_connections: int
@@ -92,7 +94,7 @@ class Snapshot:
     @property
     def backpressure_active(self) -> bool:
         """Whether normal requests are being refused."""
-        return self.ccu >= min(self.normal_capacity, self.slots + self.max_queue)
+        return self.ccu >= self.limit
 
 
 class InstanceMetrics(Collector):
@@ -115,11 +117,14 @@ class InstanceMetrics(Collector):
         memory, capacity = self._memory, self._capacity
         totals = memory.totals()
         ccu = sum(memory.permits)
+        room = min(capacity.normal, capacity.slots + capacity.max_queue)
+        limit = min(memory.limit[0] or room, room)
         running = min(sum(memory.slots), ccu)
         responses = totals[Word.RESPONSES : Word.RESPONSES + 5]
         return Snapshot(
             max_ccu=capacity.max_ccu,
             normal_capacity=capacity.normal,
+            limit=limit,
             slots=capacity.slots,
             max_queue=capacity.max_queue,
             max_connections=capacity.max_connections,
@@ -189,6 +194,7 @@ class InstanceMetrics(Collector):
             ("ccu_utilization_percent", "Requests in the system in percent of max_ccu.",
              now.ccu_utilization),
             ("ccu", "Requests in the system.", now.ccu),
+            ("ccu_limit", "Where normal requests are refused now.", now.limit),
             ("queue_depth", "Requests waiting.", now.queued),
             ("worker_pool_active_count", "Requests that hold a slot.", now.running),
             ("http_connections", "Open connections.", now.connections),

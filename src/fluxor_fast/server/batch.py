@@ -67,6 +67,7 @@ class BatchRunner:
         that waits for something.
     :param routes: the limits of routes that have one of their own.
     :param claims: one word per worker, this one's at ``index``: requests waiting for a slot.
+    :param published: one word, the limit for normal requests as it adapts; None: it does not.
     :param region: this worker's words in shared memory.
     :param deadline: seconds a request may wait.
     :param target: seconds the oldest may wait before the queue is said to stand; 0 turns that
@@ -84,6 +85,7 @@ class BatchRunner:
         thresholds: Thresholds,
         routes: dict[Route, SharedLimit],
         claims: memoryview[int],
+        published: memoryview[int] | None,
         index: int,
         region: memoryview[int],
         deadline: float,
@@ -103,6 +105,7 @@ class BatchRunner:
         self.threads = threads
         self._routes = routes
         self._claims = claims
+        self._published = published
         self._index = index
         self._next_id = ids.__next__
         self._call_soon = call_soon
@@ -234,7 +237,10 @@ class BatchRunner:
         if critical:
             self._admit(critical, self.thresholds.critical, "capacity")
         if normal:
-            self._admit(normal, self.thresholds.normal, self.thresholds.normal_reason)
+            most, reason = self.thresholds.normal, self.thresholds.normal_reason
+            if self._published is not None and 0 < self._published[0] < most:
+                most, reason = self._published[0], "capacity"
+            self._admit(normal, most, reason)
 
     def _admit(self, requests: list[Request], limit: int, reason: str) -> None:
         """Queue as many of ``requests`` as get a permit, refuse the others."""
@@ -367,7 +373,7 @@ class BatchRunner:
             granted = self.slots.acquire(wanted, self.thresholds.slots)
             requests = waiting.requests
             take = requests.pop if waiting.standing else requests.popleft
-            while started < granted and requests:
+            while started < granted:  # no more were asked for than really wait
                 request = take()
                 if not request.queued:
                     waiting.gone -= 1
@@ -375,8 +381,6 @@ class BatchRunner:
                 request.queued = False
                 started += 1
                 self._launch(request)
-            if started < granted:
-                self.slots.release(granted - started)
         waiting.served(started, now)
         self._claimed = self._claims[self._index] = len(waiting)
 
@@ -391,7 +395,7 @@ class BatchRunner:
         claimants = sum(claim > 0 for claim in claims)
         if claimants < 2:
             return wanted
-        share = max(self.thresholds.slots // claimants, 1)
+        share = -(-self.thresholds.slots // claimants)  # rounded up: no slot stays idle
         return min(wanted, share - self.slots.held)
 
     if sys.version_info >= (3, 12):
@@ -453,6 +457,7 @@ class BatchRunner:
                 self._let_go(request, "draining")
             queue.requests.clear()
             queue.gone = 0
+        self._claimed = self._claims[self._index] = 0
         await asyncio.sleep(0)  # a task that has not begun could not clean up after itself
         left = list(self._tasks)
         for task in left:

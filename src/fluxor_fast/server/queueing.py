@@ -83,6 +83,7 @@ class WaitingQueue:
     def served(self, count: int, now: float) -> None:
         """Note that ``count`` requests have left to be run; called once a turn, after them."""
         if not self.requests:
+            self.rate = 0.0  # how slow it was says nothing of how long the next one would wait
             self._since = inf
             if not self.standing:
                 self._above = inf
@@ -92,7 +93,9 @@ class WaitingQueue:
         else:
             self._count += count
             elapsed = now - self._since
-            if elapsed >= self.interval:
+            # a window ends when some have left: slow handlers that end in bursts are measured
+            # from burst to burst
+            if count and elapsed >= self.interval:
                 rate = self._count / elapsed
                 self.rate = (self.rate + rate) / 2 if self.rate else rate
                 self._since = now

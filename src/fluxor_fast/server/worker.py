@@ -31,7 +31,7 @@ from pathlib import Path
 import uvloop
 
 from fluxor_fast.app import App
-from fluxor_fast.arbiter.shared import SharedMemory, State, Word
+from fluxor_fast.arbiter.shared import LOOK_SECONDS, SharedMemory, State, Word
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import AppImportError, BootError, FluxorError
 from fluxor_fast.middleware.access_log import access_log
@@ -160,6 +160,7 @@ class Worker:
         loop.add_reader(lifeline, orphaned)
         self._beat()
         heart = loop.create_task(self._keep_beating())
+        reporter: asyncio.Task[None] | None = None
 
         if self.settings.observability.access_log:
             self.app.add_middleware(access_log)
@@ -185,6 +186,8 @@ class Worker:
         gc.set_threshold(50_000, 20, 50)
         self.region[Word.STATE] = State.READY
         sweeper = loop.create_task(self._keep_sweeping(service))
+        if self.settings.server.adaptive:
+            reporter = loop.create_task(self._keep_reporting(runner))
 
         await stop.wait()
         self.region[Word.STATE] = State.DRAINING
@@ -198,6 +201,8 @@ class Worker:
             log.warning("%d requests did not end within %g s", cancelled, graceful)
         await self._wait_closed(1.0)
         sweeper.cancel()
+        if reporter is not None:
+            reporter.cancel()
         await self.app.stop()
         heart.cancel()
         self.threads.shutdown(wait=False, cancel_futures=True)
@@ -224,6 +229,7 @@ class Worker:
             ),
             routes=self._route_limits(limit),
             claims=memory.claims,
+            published=memory.limit if server.adaptive else None,
             index=index,
             region=self.region,
             deadline=server.queue_deadline,
@@ -284,6 +290,12 @@ class Worker:
         while True:
             self._beat()
             await asyncio.sleep(0.5)
+
+    async def _keep_reporting(self, runner: BatchRunner) -> None:
+        """Have the histogram in shared memory fresh for each of the arbiter's looks."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS / 2)
+            runner.counters.publish_latencies()
 
     def _sweep(self, service: Service) -> None:
         """Do what is due about once a second: the date, timeouts, the histogram."""
