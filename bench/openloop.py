@@ -7,8 +7,8 @@ connection was free or the generator itself was late; how late it was is reporte
 
 Connections are kept alive and have one request under way. Some are opened before the schedule
 starts; when all are busy, more are, up to ``--connections``; beyond that, requests wait here, and
-their latency runs. The connection used last is used next, so that a server with a limit on
-connections sees no more of them than the load needs.
+their latency runs. Connections are used in turn: each request stands for another user, and who
+was just refused is not the one who asks next.
 
 Users give up after ``--give-up`` seconds: their connection is closed, or if they had none yet, they
 never ask. Else what was offered in an overload would keep a server busy for long afterwards, with
@@ -143,7 +143,7 @@ class Generator(Client):
         self.cpu_share = 0.0
         self._connecting = 0
         self._outstanding = 0
-        self._idle: list[Connection] = []  # may hold some that have closed meanwhile
+        self._idle: deque[Connection] = deque()  # may hold some that have closed meanwhile
         self._waiting: deque[int] = deque()  # without a connection, in the order they were due
         self._asked: deque[tuple[int, Connection]] = deque()  # some answered; the same order
         self._probing: deque[Connection] = deque()
@@ -206,7 +206,7 @@ class Generator(Client):
         if not self._waiting:
             idle = self._idle
             while idle:
-                connection = idle.pop()
+                connection = idle.popleft()
                 if self.is_open(connection):
                     self._put(connection, number)
                     return
@@ -220,7 +220,7 @@ class Generator(Client):
 
     def _dispatch(self, now: float) -> None:
         while self._waiting and self._idle:
-            connection = self._idle.pop()
+            connection = self._idle.popleft()
             if self.is_open(connection):
                 self._put(connection, self._waiting.popleft())
         if now + self._start >= self.resume_at:

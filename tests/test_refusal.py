@@ -57,7 +57,7 @@ def test_who_retries_at_once_is_left_unread_ever_longer_up_to_the_bound() -> Non
     pacer, connection, now = Pacer(0.5), Connection(), 100.0
     pauses = []
     for _ in range(9):
-        pacer.refused(connection, now)
+        pacer.refused(connection, now, now)
         pauses.append(connection.pause)
         now += connection.pause - 1e-6
         pacer.release(now)
@@ -73,7 +73,7 @@ def test_who_retries_at_once_is_left_unread_ever_longer_up_to_the_bound() -> Non
 def test_who_waits_before_the_next_try_starts_anew() -> None:
     pacer, connection, now = Pacer(1.0), Connection(), 0.0
     for _ in range(5):
-        pacer.refused(connection, now)
+        pacer.refused(connection, now, now)
         assert connection.pause == FIRST
         now += 0.05
         pacer.release(now)
@@ -83,14 +83,14 @@ def test_who_waits_before_the_next_try_starts_anew() -> None:
 def test_a_connection_with_more_under_way_is_not_paused() -> None:
     pacer, connection = Pacer(1.0), Connection()
     connection.can_pause = False
-    pacer.refused(connection, 1.0)
+    pacer.refused(connection, 1.0, 1.0)
     assert connection.pause == 0.0
     assert not pacer.waiting
 
 
 def test_a_bound_of_zero_paces_nobody() -> None:
     pacer, connection = Pacer(0.0), Connection()
-    pacer.refused(connection, 1.0)
+    pacer.refused(connection, 1.0, 1.0)
     assert not connection.unread
 
 
@@ -98,10 +98,18 @@ def test_pauses_of_different_lengths_end_in_their_own_time() -> None:
     pacer = Pacer(1.0)
     slow, quick = Connection(), Connection()
     slow.pause, slow.resumed = 0.2, 1.0
-    pacer.refused(slow, 1.001)  # 0.4 s
-    pacer.refused(quick, 1.002)  # 0.01 s
+    pacer.refused(slow, 1.001, 1.001)  # 0.4 s
+    pacer.refused(quick, 1.002, 1.002)  # 0.01 s
     pacer.release(1.02)
     assert slow.unread
     assert not quick.unread
     pacer.release(1.41)
     assert not slow.unread
+
+
+def test_who_retried_at_once_and_then_waited_in_the_queue_before_it_was_refused_is_paced() -> None:
+    pacer, connection = Pacer(1.0), Connection()
+    pacer.refused(connection, 1.0, 1.0)
+    pacer.release(1.011)
+    pacer.refused(connection, 1.012, 1.05)  # it had been there at once, and was refused later
+    assert connection.pause == 2 * FIRST

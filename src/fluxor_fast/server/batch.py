@@ -545,6 +545,6 @@ class BatchRunner:
         refusal = self.refusals.get(reason)
         if head.plain and not self.draining:
             connection.deliver(request, refusal.encode(self.block, rid))
-            self.pacer.refused(connection, self._now)
+            self.pacer.refused(connection, request.arrived, self._now)
         else:
             connection.deliver(request, self._encode(request, refusal.response))

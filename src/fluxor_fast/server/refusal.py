@@ -116,11 +116,11 @@ class Pacer:
         self.waiting = 0  # connections that are left unread
         self._queues: dict[float, deque[tuple[float, Paced]]] = {}
 
-    def refused(self, connection: Paced, now: float) -> None:
-        """Leave ``connection``, which was just refused, unread for a time that fits."""
+    def refused(self, connection: Paced, arrived: float, now: float) -> None:
+        """Leave ``connection`` unread: its request, which ``arrived`` then, is refused ``now``."""
         if not self.longest:
             return
-        if connection.pause and now - connection.resumed < AT_ONCE:
+        if connection.pause and arrived - connection.resumed < AT_ONCE:
             pause = min(connection.pause * 2, self.longest)
         else:
             pause = min(FIRST, self.longest)
