@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 FLAGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types imports check bench bench-serve bench-kill smoke load spike stress clean
+.PHONY: help serve test lint types imports check prove bench bench-serve bench-overload bench-kill smoke load spike stress clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,12 +44,18 @@ imports: $(VENV)/.test ## check who imports whom
 
 check: lint types imports test ## all of lint, types, imports and test
 
+prove: $(VENV)/.test ## the long proofs of admission: 1,000 SIGKILLs, 10 million acquires (6 minutes)
+	PROVE=long $(BIN)/python -m pytest tests/faults tests/property -s --timeout=900 $(FLAGS)
+
 bench: $(VENV)/.bench ## micro-benchmarks, then the server beside its peers (needs wrk)
 	$(BIN)/python -m pytest bench --timeout=0 --benchmark-only --benchmark-columns=min,median,iqr,ops
 	$(BIN)/python bench/serve.py $(FLAGS)
 
 bench-serve: $(VENV)/.bench ## only the server beside its peers
 	$(BIN)/python bench/serve.py $(FLAGS)
+
+bench-overload: $(VENV)/.bench ## at, below and above capacity, beside other servers (10 minutes)
+	$(BIN)/python bench/overload.py --routes cpu --servers all --plots docs/img $(FLAGS)
 
 bench-kill: $(VENV)/.bench ## what SIGKILL of a worker costs, request by request
 	$(BIN)/python bench/kill.py $(FLAGS)

@@ -8,6 +8,7 @@ nothing, and when a worker checks before it adds.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -93,6 +94,16 @@ def test_no_overshoot_and_nothing_left_over_when_one_is_killed_anywhere(
     found = Explorer(programs, limit, kills=1).run()
     assert found.overshoot is None, "\n".join(found.overshoot)
     assert found.ends == {((0,) * workers, (0,) * workers)}
+
+
+@pytest.mark.skipif(os.environ.get("PROVE") != "long", reason="a minute: make prove")
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_same_with_three_workers(limit: int) -> None:
+    programs = [visitor(i, 1, limit) for i in range(3)]
+    found = Explorer(programs, limit, kills=1).run()
+    print(f"limit {limit}: {found.states} states")
+    assert found.overshoot is None, "\n".join(found.overshoot)
+    assert found.ends == {((0,) * 3, (0,) * 3)}
 
 
 def test_the_path_under_the_kernels_lock_alone_does_not_overshoot() -> None:
