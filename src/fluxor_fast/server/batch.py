@@ -311,6 +311,7 @@ class BatchRunner:
         now = stamp = 0.0
         same = done = permits = others = 0
         counters = self.counters
+        pacing = self.pacer.waiting > 0
         while requests:
             request = take()
             if not request.queued:  # its client went away, its permit with it
@@ -322,6 +323,8 @@ class BatchRunner:
             head = request.head
             rid = request.rid = head.request_id or next_id()
             connection: HttpProtocol = request.connection  # type: ignore[assignment]
+            if pacing:
+                connection.pause = 0.0
             try:
                 value = head.route.call(request)
                 if type(value) is dict and head.short and keep and connection.order is None:

@@ -9,7 +9,8 @@ Rules:
 3. A refusal costs about as much as an answer. A client that retries at once would turn refusals
    into the load; so its connection is left unread for a while (what it sends waits in the kernel,
    and TCP slows it down). The pause begins short, doubles with each retry that was there as soon
-   as the pause ended, and is never longer than ``Retry-After`` said. Who waited starts anew.
+   as the pause ended, and is never longer than ``Retry-After`` said. Who waited starts anew, and
+   so does who was served meanwhile: a proxy's connection carries the requests of many.
 """
 
 from __future__ import annotations
