@@ -691,3 +691,15 @@ def test_a_refused_connection_is_left_unread_for_a_while(clock: Clock) -> None:
     bench.loop.run()
     assert exempt.transport.statuses == [200]
     assert not exempt._paused
+
+
+def test_who_was_served_starts_anew_whichever_way_the_answer_took(clock: Clock) -> None:
+    app, _ = burning_app(clock)
+    bench = Bench(app, HandLoop(), pause=0.5)
+    for path in ("/burn/1", "/text/1"):  # the short way and the long one
+        protocol = bench.connect()
+        protocol.pause, bench.runner.pacer.waiting = 0.08, 1
+        protocol.data_received(head(path))
+        bench.loop.turn()
+        assert protocol.transport.statuses == [200]
+        assert protocol.pause == 0.0

@@ -204,3 +204,12 @@ def test_metrics_survive_the_death_of_a_worker() -> None:
             os.kill(pid, signal.SIGKILL)
             eventually(lambda p=pid: p not in server.workers, "reaped")
             assert get(server.port, "/figures").json["responses"]["2xx"] >= before
+
+
+def test_the_access_log_has_a_line_for_each_request_whatever_its_end() -> None:
+    with LiveServer("held:app", "--workers=1", "--access-log") as server:
+        for path in ("/", "/hold?0.01", "/blocking", "/teapot", "/fail"):
+            get(server.port, path)
+        for line in ("GET / 200 ", "GET /hold 200 ", "GET /blocking 200 ", "GET /teapot 418 ",
+                     "GET /fail 500 "):  # fmt: skip
+            eventually(lambda line=line: server.log.count(line) == 1, line)

@@ -323,13 +323,13 @@ class BatchRunner:
             head = request.head
             rid = request.rid = head.request_id or next_id()
             connection: HttpProtocol = request.connection  # type: ignore[assignment]
-            if pacing:
-                connection.pause = 0.0
             try:
                 value = head.route.call(request)
                 if type(value) is dict and head.short and keep and connection.order is None:
                     answer = encode_json(value, block, rid)
                     if len(answer) < LARGE:
+                        if pacing:
+                            connection.pause = 0.0
                         connection.current = None
                         connection.since = tick
                         connection.transport.write(answer)
@@ -506,6 +506,7 @@ class BatchRunner:
         if connection.closed:
             self._abort(request)
             return
+        connection.pause = 0.0  # who is served starts anew (see refusal)
         counters = self.counters
         counters.completed += 1
         counters.answered(status)

@@ -80,3 +80,8 @@ app.get("/hold/seven", max_in_flight=7)(hold)
 @app.get("/three", max_in_flight=3)
 def three(request: Request) -> dict[str, int]:
     return {"pid": os.getpid()}
+
+
+@app.get("/teapot")
+async def teapot(request: Request) -> dict[str, int]:
+    raise HTTPError(418, "short and stout")
