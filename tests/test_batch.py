@@ -703,3 +703,68 @@ def test_who_was_served_starts_anew_whichever_way_the_answer_took(clock: Clock) 
         bench.loop.turn()
         assert protocol.transport.statuses == [200]
         assert protocol.pause == 0.0
+
+
+def early_retry(bench: Bench, path: str) -> HttpProtocol:
+    """Return a connection on which a request comes as soon as its pause is over."""
+    protocol = bench.connect()
+    protocol.pause, protocol.resumed = 0.02, batch.monotonic()
+    bench.runner.pacer._released = protocol.resumed
+    protocol.data_received(head(path))
+    return protocol
+
+
+def test_who_did_not_stay_away_is_refused_while_others_wait(clock: Clock) -> None:
+    app, served = burning_app(clock, seconds=0.003)
+    bench = Bench(app, HandLoop(), pause=0.5)
+    for n in range(3):
+        bench.ask(f"/burn/{n}")
+    bench.loop.turn()
+    let_in = early_retry(bench, "/burn/7")  # one in a while
+    early = [early_retry(bench, f"/burn/{n}") for n in (8, 9)]
+    fresh = bench.ask("/burn/10")
+    bench.loop.run()
+    assert [p.transport.statuses for p in early] == [[503], [503]]
+    assert let_in.transport.statuses == fresh.transport.statuses == [200]
+    assert "burn 8" not in served
+    assert bench.shed("codel") == 2
+    bench.assert_empty()
+
+
+def test_who_did_not_stay_away_has_what_is_idle(clock: Clock) -> None:
+    app, _ = burning_app(clock, seconds=0.003)
+    bench = Bench(app, HandLoop(), pause=0.5)
+    for _ in range(5):  # more than may be let in for other reasons
+        early = early_retry(bench, "/burn/1")
+        bench.loop.run()
+        assert early.transport.statuses == [200]
+    bench.assert_empty()
+
+
+@in_loop
+async def test_who_did_not_stay_away_has_the_slots_that_are_free() -> None:
+    app, _ = burning_app(Clock())
+    app.state.gate = asyncio.Event()
+    bench = Bench(app, asyncio.get_running_loop(), slots=4, pause=0.5)
+    patient = [bench.ask(f"/wait/{n}") for n in range(2)]
+    early = [early_retry(bench, f"/wait/{n}") for n in range(2, 9)]
+    await until(lambda: bench.shed("codel") == 5, "those without a slot are refused")
+    app.state.gate.set()
+    await until(lambda: not bench.runner.busy, "the others are served")
+    assert [p.transport.statuses for p in patient + early] == [[200]] * 4 + [[503]] * 5
+    bench.assert_empty()
+
+
+def test_who_stayed_away_as_told_waits_like_everybody(clock: Clock) -> None:
+    app, _ = burning_app(clock, seconds=0.003)
+    bench = Bench(app, HandLoop(), pause=0.5)
+    for n in range(2):
+        bench.ask(f"/burn/{n}")
+    bench.loop.turn()
+    late = bench.connect()
+    late.pause, late.resumed = 0.02, clock.now - 0.5
+    bench.runner.pacer._released = clock.now
+    late.data_received(head("/burn/7"))
+    bench.loop.run()
+    assert late.transport.statuses == [200]
+    bench.assert_empty()

@@ -13,7 +13,8 @@ Rules:
    given back by another worker is found (that is the slack of work conservation), and one that
    has waited too long is told.
 4. Under standing overload what waits is let go by its waiting time (see ``queueing``), and the
-   connections of the refused are paced (see ``refusal``).
+   connections of the refused are paced (see ``refusal``). Who does not stay away all the same
+   gets only what is idle.
 5. While others wait for slots too, a worker takes no more than its share of them.
 6. An answer above ``LARGE`` bytes, or to a connection that already has too much unread, keeps
    its permit until the client has taken it in.
@@ -25,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from itertools import count
@@ -49,6 +51,7 @@ __all__ = ["BatchRunner", "request_ids"]
 log = logging.getLogger("fluxor_fast.server")
 
 POLL: Final = 0.002
+LET_IN: Final = 0.25
 LARGE: Final = 64 * 1024
 
 EXEMPT, CRITICAL = Priority.EXEMPT, Priority.CRITICAL
@@ -125,6 +128,7 @@ class BatchRunner:
         self._exempt = WaitingQueue(inf, 0.0, inf)  # never has anyone wait
         self._claimed = 0  # what this worker's word among the claims says
         self._tasks: set[asyncio.Task[None]] = set()
+        self._let_in = -inf  # when one who did not stay away was last taken though others wait
         self._now = 0.0  # when this turn began
         self._scheduled = False
         self._polling = False
@@ -236,11 +240,43 @@ class BatchRunner:
             self._execute(exempt, inf)
         if critical:
             self._admit(critical, self.thresholds.critical, "capacity")
+        if normal and self.pacer.recent(now):
+            normal = self._without_early(normal, now)
         if normal:
             most, reason = self.thresholds.normal, self.thresholds.normal_reason
             if self._published is not None and 0 < self._published[0] < most:
                 most, reason = self._published[0], "capacity"
             self._admit(normal, most, reason)
+
+    def _without_early(self, requests: list[Request], now: float) -> list[Request]:
+        """Refuse who was refused and did not stay away, unless it can be run at once.
+
+        It has waited unread, so it would be late; and the time is owed to who came first, or
+        waited as it was told. What is idle it may have: no capacity is lost. And now and then one
+        is taken all the same, so that those who are in do not keep the others out for good.
+        """
+        kept: list[Request] = []
+        early: deque[Request] = deque()
+        for request in requests:
+            (early if self.pacer.early(request.connection, now) else kept).append(request)
+        if early and now - self._let_in >= LET_IN:
+            self._let_in = now
+            kept.append(early.popleft())
+        if early:
+            waiters = [request for request in kept if request.head.route.kind is not SYNC]
+            at_once = not self._ready and len(waiters) == len(kept)
+            slots = self.thresholds.slots - self.slots.total() - len(self._waiting) - len(waiters)
+            for request in early:
+                if request.head.route.kind is SYNC:
+                    taken, at_once = at_once, False
+                else:
+                    taken = slots > 0
+                    slots -= 1
+                if taken:
+                    kept.append(request)
+                else:
+                    self._refuse(request, "codel")
+        return kept
 
     def _admit(self, requests: list[Request], limit: int, reason: str) -> None:
         """Queue as many of ``requests`` as get a permit, refuse the others."""

@@ -11,6 +11,9 @@ Rules:
    and TCP slows it down). The pause begins short, doubles with each retry that was there as soon
    as the pause ended, and is never longer than ``Retry-After`` said. Who waited starts anew, and
    so does who was served meanwhile: a proxy's connection carries the requests of many.
+4. A request that was there as soon as the pause ended is *early*. It is taken only if it can be
+   run at once (see ``batch``): a few users' connections, kept busy, then have their answers in
+   time, where otherwise all would have them late.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Final, Protocol
 
 from fluxor_fast.http.response import Response
@@ -115,13 +119,14 @@ class Pacer:
     def __init__(self, longest: float) -> None:
         self.longest = longest
         self.waiting = 0  # connections that are left unread
+        self._released = -inf  # when one was last read again
         self._queues: dict[float, deque[tuple[float, Paced]]] = {}
 
     def refused(self, connection: Paced, arrived: float, now: float) -> None:
         """Leave ``connection`` unread: its request, which ``arrived`` then, is refused ``now``."""
         if not self.longest:
             return
-        if connection.pause and arrived - connection.resumed < AT_ONCE:
+        if self.early(connection, arrived):
             pause = min(connection.pause * 2, self.longest)
         else:
             pause = min(FIRST, self.longest)
@@ -130,11 +135,20 @@ class Pacer:
             self.waiting += 1
             self._queues.setdefault(pause, deque()).append((now + pause, connection))
 
+    def recent(self, now: float) -> bool:
+        """Return whether anyone can be ``early``: this is asked for each batch, that is rare."""
+        return now - self._released < AT_ONCE
+
+    @staticmethod
+    def early(connection: Paced, arrived: float) -> bool:
+        """Return whether a request on ``connection`` was there as soon as the pause ended."""
+        return connection.pause > 0 and arrived - connection.resumed < AT_ONCE
+
     def release(self, now: float) -> None:
         """Go on reading those whose pause is over."""
         for queue in self._queues.values():
             while queue and queue[0][0] <= now:
                 connection = queue.popleft()[1]
                 self.waiting -= 1
-                connection.resumed = now
+                connection.resumed = self._released = now
                 connection.read_again()

@@ -47,7 +47,11 @@ __all__ = ["load_app", "run_worker"]
 log = logging.getLogger("fluxor_fast.worker")
 
 SWEEP_SECONDS = 1.0
-RESERVED_DESCRIPTORS = 16  # for connections that are being refused, logs, files
+RESERVED_DESCRIPTORS = 24  # for listeners, connections that are being refused, logs, files
+# libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
+# milliseconds: with one listener, a health check that comes behind a thousand new connections
+# waits seconds. Each further handle of the listener costs a new connection 0.4 us.
+ACCEPTS_PER_TURN = 8
 # which byte of the shared file is locked for which limit
 PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)
 
@@ -176,9 +180,12 @@ class Worker:
         service = self._service(loop)
         runner = service.runner
         self._sweep(service)
-        server = await loop.create_server(
-            lambda: HttpProtocol(service), sock=listener, backlog=self.settings.server.backlog
-        )
+        servers = [
+            await loop.create_server(
+                lambda: HttpProtocol(service), sock=each, backlog=self.settings.server.backlog
+            )
+            for each in (listener, *(listener.dup() for _ in range(ACCEPTS_PER_TURN - 1)))
+        ]
         # what is there now stays: the collector need not look at it again, and the pages stay
         # shared with the other workers; later garbage is nearly all freed by reference counts
         gc.collect()
@@ -191,7 +198,8 @@ class Worker:
 
         await stop.wait()
         self.region[Word.STATE] = State.DRAINING
-        server.close()
+        for server in servers:
+            server.close()
         runner.draining = True
         for connection in list(self.open):
             connection.close_idle()
