@@ -59,6 +59,8 @@ MAX_RATE = 40_000.0
 """Offered rates beyond are left out: there the generator would measure itself."""
 LATE_MS = 5.0
 """From this P99 of the generator's own lateness on, a row is marked."""
+SOAK_FACTOR, SOAK_SAMPLE = 5, 5.0
+"""Multiple of the capacity, and seconds between two looks at the memory, of the long run."""
 SETTLE_SECONDS = 0.3
 """Pause in which a server notices that the last clients' connections are closed."""
 START_SECONDS = 2.0
@@ -162,6 +164,7 @@ class Bench:
     factors: tuple[float, ...]
     step: tuple[float, float, float] | None
     pool_size: int
+    soak: float = 0.0
     options: dict[str, list[str]] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -300,6 +303,11 @@ def open_loop(
             options += ["--rate", rate, "--seconds", length]
         with accounted(server, row):
             row |= bench.generate("openloop.py", *options, seconds=sum(seconds))
+    mark_generator(row)
+
+
+def mark_generator(row: dict[str, Any]) -> None:
+    """Tell in ``row`` whether the generator measured itself."""
     late = row["generator_late"]["p99_ms"] or 0.0
     row["generator_bound"] = row["generator_cpu_share"] > harness.GENERATOR_BOUND or late > LATE_MS
 
@@ -333,6 +341,29 @@ def step(bench: Bench, name: str, route: str, full: float) -> None:
         )
 
 
+def soak(bench: Bench, name: str, route: str, full: float, seconds: float) -> None:
+    """Offer five times the capacity for a long time, and watch the server's memory."""
+    with bench.row(name, route, "soak", capacity_rps=full) as row, bench.server(name) as server:
+        closed(bench, server.port, route, 2, 0.3)
+        options: list[object] = [
+            "--port", server.port, "--path", f"/{route}", "--probe", "/health",
+            "--connections", CONNECTIONS, "--deadline", DEADLINE, "--give-up", GIVE_UP,
+            "--rate", SOAK_FACTOR * full, "--seconds", seconds, "--skip", LEAD_SECONDS,
+        ]  # fmt: skip
+        samples: list[float] = []
+        with accounted(server, row), bench.start("openloop.py", *options) as generator:
+            until = time.monotonic() + seconds
+            while (now := time.monotonic()) < until:
+                time.sleep(min(SOAK_SAMPLE, until - now))
+                samples.append(round(harness.memory_of(server.tree).rss / 1e6, 1))
+            row |= _report_of(generator, seconds)
+        mark_generator(row)
+        row.pop("timeline")
+        row["rss_mb"] = samples
+        progress(f"  {SOAK_FACTOR} × for {seconds:g} s: {overload_report.in_short(row)}")
+        progress(f"  memory every {SOAK_SAMPLE:g} s, MB: {samples}")
+
+
 def crowd(bench: Bench, name: str) -> None:
     """Measure many users at once on the processor's route, beside a probe of the health route."""
     seconds = bench.seconds
@@ -348,8 +379,15 @@ def crowd(bench: Bench, name: str) -> None:
             accounted(server, row),
             bench.start("openloop.py", *probe, "--seconds", seconds) as watcher,
         ):
-            row |= closed(bench, server.port, "cpu", CLOSED_USERS, seconds)
+            users = ("--port", server.port, "--path", "/cpu", "--users", CLOSED_USERS)
+            with bench.start("closedloop.py", *users, "--seconds", seconds) as crowd:
+                if name == "fluxor":  # asked twice: the first second, when all came, is not counted
+                    time.sleep(1.0)
+                    harness.fetch(server.port, "/told")
+                row |= _report_of(crowd, seconds)
             row["probe"] = _report_of(watcher, seconds)["probe"]
+        if name == "fluxor":
+            row["told_after_read"] = json.loads(harness.fetch(server.port, "/told").body)
         progress(f"{name}, {CLOSED_USERS} users: {overload_report.closed_in_short(row)}")
 
 
@@ -359,6 +397,8 @@ def estimate(bench: Bench, names: Sequence[str], routes: Sequence[str], crowds: 
     each += len(bench.factors) * (LEAD_SECONDS + bench.seconds + 1.0 + START_SECONDS)
     if bench.step is not None:
         each += sum(bench.step) + GIVE_UP + START_SECONDS
+    if bench.soak:
+        each += bench.soak + GIVE_UP + START_SECONDS
     return len(names) * len(routes) * each + crowds * (bench.seconds + 4 + START_SECONDS)
 
 
@@ -395,6 +435,7 @@ def names_of(text: str, known: Sequence[str]) -> list[str]:
 @click.option("--open/--no-open", "points", default=True, help="The points in an open loop.")
 @click.option("--step/--no-step", default=True, help="The step to 3 × and back.")
 @click.option("--closed/--no-closed", "crowded", default=True, help=f"{CLOSED_USERS} users.")
+@click.option("--soak", "soaked", type=click.FloatRange(0), help="Seconds at 5 ×.  [default: 0]")
 @click.option("--pool-size", default=10, type=click.IntRange(1), help="Database connections.")
 @click.option("--fresh", is_flag=True, help="Keep nothing of an earlier report.")
 @click.option("--report-only", is_flag=True, help="Measure nothing: table and plots once more.")
@@ -411,6 +452,7 @@ def main(
     points: bool,
     step: bool,
     crowded: bool,
+    soaked: float | None,
     pool_size: int,
     fresh: bool,
     report_only: bool,
@@ -425,6 +467,7 @@ def main(
             multiples = tuple(float(factor) for factor in factors.split(","))
         length = seconds or (3.0 if quick else 6.0)
         bench = Bench(Cores.of(1), None, length, multiples if points else (), None, pool_size)
+        bench.soak = soaked or 0.0
         if step:
             bench.step = (2.0, 4.0, 4.0) if quick else (5.0, 10.0, 5.0)
         run(bench, names, chosen, crowded, target, fresh)
@@ -452,7 +495,7 @@ def run(
     """Measure, and write what was measured, also if interrupted."""
     harness.claim_files()
     crowds = [name for name in CLOSED_SERVERS if name in names] if crowded else []
-    opened = routes if bench.factors or bench.step else []
+    opened = routes if bench.factors or bench.step or bench.soak else []
     before: dict[str, Any] = {
         "machine": harness.machine(),
         "versions": harness.versions(*PACKAGES),
@@ -501,6 +544,8 @@ def measure(bench: Bench, name: str, route: str) -> None:
         point(bench, name, route, factor, full)
     if bench.step is not None:
         step(bench, name, route, full)
+    if bench.soak:
+        soak(bench, name, route, full, bench.soak)
 
 
 if __name__ == "__main__":

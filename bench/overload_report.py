@@ -72,9 +72,16 @@ def closed_in_short(row: Row) -> str:
         f"accepted {row['accepted_rps']:,.0f}/s of {row['uncontended']['accepted_rps']:,.0f},"
         f" P99 {_ms(row['accepted']['p99_ms'])} ms; refused {row['refused_rps']:,.0f}/s,"
         f" told after {_ms(row['refused_after']['p99_ms'])} ms (P99);"
-        f" {row['users_never_served']} never served; health P99 {_ms(row['probe']['p99_ms'])} ms,"
+        f" after it was read {_told(row)} ms; {row['users_never_served']} never served;"
+        f" health P99 {_ms(row['probe']['p99_ms'])} ms,"
         f" {row['probe']['failed']} failed; generator {row['generator_cpu_share']:.0%} CPU"
     )
+
+
+def _told(row: Row) -> str:
+    """Return the P99 of the time from reading a request to refusing it, where it is known."""
+    told = row.get("told_after_read")
+    return _ms(told["p99_ms"]) if told else "–"
 
 
 def _of(rows: Sequence[Row], kind: str, route: str | None = None) -> list[Row]:
@@ -166,7 +173,8 @@ def _step_table(rows: Sequence[Row], titles: Mapping[str, str]) -> list[str]:
 def _closed_table(rows: Sequence[Row], titles: Mapping[str, str]) -> list[str]:
     lines = [
         "| server | accepted/s | uncontended/s | accepted P50, P99 ms | refused/s"
-        " | told of refusal P99 ms | errors, lost connections | users never served"
+        " | told of refusal P99 ms (after it was read) | errors, lost connections"
+        " | users never served"
         " | `/health` P99 ms | generator CPU |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -178,10 +186,24 @@ def _closed_table(rows: Sequence[Row], titles: Mapping[str, str]) -> list[str]:
             f"| {titles[row['server']]} | {row['accepted_rps']:,.0f}"
             f" | {row['uncontended']['accepted_rps']:,.0f} | {_ms(row['accepted']['p50_ms'])},"
             f" {_ms(row['accepted']['p99_ms'])} | {row['refused_rps']:,.0f}"
-            f" | {_ms(row['refused_after']['p99_ms'])} | {row['errors']:,},"
+            f" | {_ms(row['refused_after']['p99_ms'])} ({_told(row)}) | {row['errors']:,},"
             f" {row['connections_lost']:,} | {row['users_never_served']:,} | {_probe(row)}"
             f" | {row['generator_cpu_share']:.0%} |"
         )
+    return lines
+
+
+def _soak_table(rows: Sequence[Row], titles: Mapping[str, str]) -> list[str]:
+    lines = ["| server | offered/s | good/s | memory over time, MB |", "|---|--:|--:|---|"]
+    for row in rows:
+        start = f"| {titles[row['server']]} "
+        if "failed" in row:
+            lines.append(f"{start}| {_unmeasured(row)} | | |")
+        else:
+            memory = ", ".join(f"{mb:g}" for mb in row["rss_mb"])
+            lines.append(
+                f"{start}| {row['offered_rps']:,.0f} | {row['goodput_rps']:,.0f} | {memory} |"
+            )
     return lines
 
 
@@ -192,6 +214,7 @@ def markdown(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
         ("capacity", "capacity, closed loop", _capacity_table),
         ("open", "open loop, by offered load", _open_table),
         ("step", "step to 3 × the capacity", _step_table),
+        ("soak", "five times the capacity for long", _soak_table),
         ("closed", "many users, closed loop, refused ones ask again at once", _closed_table),
     )
     for route in _routes(rows):
