@@ -180,3 +180,63 @@ def test_the_payload_is_in_utf_8() -> None:
     raw = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
     assert orjson.loads(raw)["email"] == "zoë@example.com"
     assert "zoë".encode() in raw
+
+
+@given(secrets, users, st.sampled_from(["nbf", "aud", "jti", "extra"]), st.integers(0, 9))
+def test_our_own_path_agrees_with_pyjwt_about_claims_that_are_not_ours(
+    secret: bytes, user: tuple[int, str, list[str]], name: str, value: int
+) -> None:
+    """What PyJWT refuses (not yet valid, an audience, a number for an id) we refuse."""
+    more = NOW * 2 if name == "nbf" else value
+    token = signed(claims_of(*user, NOW, 60) | {name: more}, secret)
+    try:
+        jwt.decode(token, secret, algorithms=["HS256"], options={"verify_exp": False,
+                                                                "verify_iat": False})  # fmt: skip
+        good = True
+    except jwt.PyJWTError:
+        good = False
+    try:
+        Tokens(secret, 60, Clock()).verify(token)
+        ours = True
+    except HTTPError as error:
+        assert error.status == 401
+        ours = False
+    assert ours == good
+
+
+def test_a_signed_payload_that_is_not_canonical_base64_is_refused_like_pyjwt_does_or_read() -> None:
+    tokens = Tokens(SECRET, 60, Clock())
+    for payload in (b"", b"!!!!", b"e30", b"W10", b"bnVsbA", b"+/+/", b"e"):
+        token = (module._HEADER + payload + b"." + tokens._sign(payload)).decode()
+        with pytest.raises(HTTPError) as refused:
+            tokens.verify(token)
+        assert refused.value.status == 401
+
+
+def test_a_good_token_with_another_header_is_left_to_pyjwt() -> None:
+    token = signed(claims_of(7, "a@b", [], NOW, 60), headers={"kid": "one"})
+    assert Tokens(SECRET, 60, Clock()).verify(token).user_id == 7
+
+
+def test_what_is_remembered_is_not_honoured_with_another_key_or_when_revoked() -> None:
+    revoked: set[int] = set()
+    tokens = Tokens(SECRET, 60, Clock(), lambda claims: claims.user_id in revoked)
+    token = tokens.issue(7, "a@b", [])
+    for _ in range(2):
+        assert tokens.verify(token).user_id == 7
+    with pytest.raises(HTTPError):
+        Tokens(SECRET[::-1], 60, Clock()).verify(token)
+    revoked.add(7)
+    with pytest.raises(HTTPError) as refused:
+        tokens.verify(token)
+    assert (refused.value.status, refused.value.code) == (401, "UNAUTHORIZED")
+
+
+def test_a_signature_written_in_another_way_is_refused() -> None:
+    """The last character of 32 bytes has two bits to spare: four texts decode to the same."""
+    tokens = Tokens(SECRET, 60, Clock())
+    token = tokens.issue(7, "a@b", [])
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    for last in alphabet[alphabet.index(token[-1]) + 1 :][:3]:
+        with pytest.raises(HTTPError):
+            tokens.verify(token[:-1] + last)

@@ -258,7 +258,8 @@ class BatchRunner:
         kept: list[Request] = []
         early: deque[Request] = deque()
         for request in requests:
-            (early if self.pacer.early(request.connection, now) else kept).append(request)
+            connection: HttpProtocol = request.connection  # type: ignore[assignment]
+            (early if self.pacer.early(connection, now) else kept).append(request)
         if early and now - self._let_in >= LET_IN:
             self._let_in = now
             kept.append(early.popleft())
