@@ -441,19 +441,24 @@ def run_wrk(
     cores: Cores,
     threads: int = 1,
     think_ms: tuple[int, int] | None = None,
+    script: Sequence[str] = (),
     near_end: Callable[[], None] = lambda: None,
 ) -> Load:
     """Load a server and return what came of it.
 
     :param cores: what wrk runs on.
     :param think_ms: pause of each connection between answer and next request; None for none.
+    :param script: another script than ``report.lua``, and its arguments.
     :param near_end: called shortly before the end, while all connections are open.
     :raises Failed: at any error: of a connection, of an answer, or of wrk itself.
     """
     command = [
         wrk_path(), f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s",
-        "--timeout", "10s", "-s", str(HERE / "report.lua"), f"http://127.0.0.1:{port}{path}",
+        "--timeout", "10s", "-s", str(HERE / (script[0] if script else "report.lua")),
+        f"http://127.0.0.1:{port}{path}",
     ]  # fmt: skip
+    if script[1:]:
+        command += ["--", *script[1:]]
     if think_ms is not None:
         command += ["--", *map(str, think_ms)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

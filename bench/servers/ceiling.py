@@ -16,8 +16,10 @@ from typing import cast
 import click
 import uvloop
 
+END = b"\r\n\r\n"
 
-async def serve(port: int, answer: bytes, share: bool) -> None:
+
+async def serve(port: int, answer: bytes, share: bool, pipelined: bool) -> None:
     """Answer on ``port`` until the process is told to stop."""
 
     class Constant(asyncio.Protocol):
@@ -29,8 +31,15 @@ async def serve(port: int, answer: bytes, share: bool) -> None:
         def data_received(self, data: bytes) -> None:
             self.write(answer)
 
+    class Several(Constant):
+        __slots__ = ()
+
+        def data_received(self, data: bytes) -> None:
+            self.write(answer * data.count(END))
+
     loop = asyncio.get_running_loop()
-    await loop.create_server(Constant, "127.0.0.1", port, backlog=4096, reuse_port=share)
+    kind = Several if pipelined else Constant
+    await loop.create_server(kind, "127.0.0.1", port, backlog=4096, reuse_port=share)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
@@ -40,7 +49,8 @@ async def serve(port: int, answer: bytes, share: bool) -> None:
 @click.option("--port", type=int, required=True)
 @click.option("--workers", type=int, default=1)
 @click.option("--answer", required=True, help="The whole answer, in base64.")
-def main(port: int, workers: int, answer: str) -> None:
+@click.option("--pipelined", is_flag=True, help="Count the heads that arrive together.")
+def main(port: int, workers: int, answer: str, pipelined: bool) -> None:
     """Serve the constant ANSWER."""
     children: list[int] = []
     for _ in range(workers - 1):
@@ -49,7 +59,7 @@ def main(port: int, workers: int, answer: str) -> None:
             children.clear()
             break
         children.append(pid)
-    uvloop.run(serve(port, base64.b64decode(answer), workers > 1))
+    uvloop.run(serve(port, base64.b64decode(answer), workers > 1, pipelined))
     for pid in children:
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
