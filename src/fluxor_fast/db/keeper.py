@@ -108,6 +108,11 @@ class Keeper:
         self._task: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
+    @property
+    def most(self) -> int:
+        """Most connections of the pool."""
+        return self._max_size
+
     def start(self) -> None:
         """Begin to look, in the background."""
         self._task = asyncio.create_task(self._keep(), name="database keeper")

@@ -11,7 +11,9 @@ what handlers use. Rules kept here:
 3. A connection is looked at before it is lent (``is_stale``), so a restart of the server fails
    only the requests that were on it at the time, not one per idle connection afterwards.
    Nothing is ever sent twice.
-4. Sizes are per worker: their sum over the workers never exceeds the instance's, nor what the
+4. What is fetched outside a transaction shares connections, if it is known to be quick (see
+   ``lanes``); it is a transaction of its own either way.
+5. Sizes are per worker: their sum over the workers never exceeds the instance's, nor what the
    server's ``max_connections`` leaves to ordinary users.
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, LiteralString, Self
@@ -28,6 +31,8 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 
 from fluxor_fast.db.connection import Connection, Row, hang_up, is_stale
 from fluxor_fast.db.keeper import CHECK_SECONDS, Keeper, Options, Pool
+from fluxor_fast.db.lane import STALE
+from fluxor_fast.db.lanes import Lanes
 from fluxor_fast.errors import BootError, DatabaseBusy
 
 if TYPE_CHECKING:
@@ -89,6 +94,8 @@ class Database:
             ),
         )
 
+        self._lanes = Lanes(self._keeper, lifetime)
+
     @classmethod
     def from_settings(cls, settings: Settings, **options: Any) -> Self:
         """Return this worker's share of the instance's pool; ``options`` as for the class.
@@ -140,19 +147,36 @@ class Database:
 
     async def close(self) -> None:
         """Stop the keeper and close every idle connection; lent ones close on return."""
+        await self._lanes.close()
         await self._keeper.stop()
 
     async def fetch_one(self, sql: LiteralString, *args: object) -> Row | None:
         """Return the first row as a dict, or ``None``; errors as for ``transaction``."""
-        async with self._lend(self._timeout) as connection:
-            cursor = await connection.execute(sql, args or None)
-            return await cursor.fetchone()
+        rows = await self._fetch(sql, args)
+        return rows[0] if rows else None
 
     async def fetch_all(self, sql: LiteralString, *args: object) -> list[Row]:
         """Return every row as a dict; errors as for ``transaction``."""
+        return await self._fetch(sql, args)
+
+    async def _fetch(self, sql: LiteralString, args: tuple[object, ...]) -> list[Row]:
+        try:
+            sent = self._lanes.send(sql, args)
+            if sent is not None:
+                rows = await sent
+                self._keeper.served += 1
+                return rows
+        except STALE:
+            pass  # it has not run
+        except psycopg.OperationalError as error:
+            # what the server itself says has a state; 57P is what it says as it hangs up
+            raise self._busy(error, (error.sqlstate or "57P").startswith("57P")) from error
         async with self._lend(self._timeout) as connection:
+            started = time.monotonic()
             cursor = await connection.execute(sql, args or None)
-            return await cursor.fetchall()
+            rows = await cursor.fetchall()
+            self._lanes.took(sql, time.monotonic() - started)
+            return rows
 
     async def execute(self, sql: LiteralString, *args: object) -> int:
         """Run a statement and return the number of rows it touched; errors as above."""
@@ -197,20 +221,26 @@ class Database:
         keeper.lent.add(connection)
         try:
             yield connection
-        except psycopg.errors.QueryCanceled as error:
-            raise DatabaseBusy("the database took too long, try again") from error
+        except psycopg.OperationalError as error:
+            raise self._busy(error, connection.closed) from error
         except psycopg.Error as error:
             if connection.closed:
-                keeper.doubt()
-                raise DatabaseBusy("the connection to the database was lost, try again") from error
-            if isinstance(error, psycopg.OperationalError):
-                raise DatabaseBusy("the database cannot do this now, try again") from error
+                raise self._busy(error, True) from error
             raise
         else:
             keeper.served += 1
         finally:
             keeper.lent.discard(connection)
             await pool.putconn(connection)
+
+    def _busy(self, error: psycopg.Error, lost: bool) -> DatabaseBusy:
+        """Return what a request is told when the database could not do it now."""
+        if isinstance(error, psycopg.errors.QueryCanceled):
+            return DatabaseBusy("the database took too long, try again")
+        if lost:
+            self._keeper.doubt()
+            return DatabaseBusy("the connection to the database was lost, try again")
+        return DatabaseBusy("the database cannot do this now, try again")
 
     async def _acquire(self, timeout: float) -> tuple[Pool, Connection]:
         pool = self._keeper.pool
