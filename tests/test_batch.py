@@ -682,15 +682,15 @@ def test_a_refused_connection_is_left_unread_for_a_while(clock: Clock) -> None:
     protocol = bench.ask("/burn/1")
     bench.loop.run()
     assert protocol.transport.statuses == [503]
-    assert protocol._paused
+    assert protocol.paused
     clock.now += 0.011
     bench.loop.wake()
     bench.loop.run()
-    assert not protocol._paused
+    assert not protocol.paused
     exempt = bench.ask("/health")
     bench.loop.run()
     assert exempt.transport.statuses == [200]
-    assert not exempt._paused
+    assert not exempt.paused
 
 
 def test_who_was_served_starts_anew_whichever_way_the_answer_took(clock: Clock) -> None:
@@ -767,4 +767,88 @@ def test_who_stayed_away_as_told_waits_like_everybody(clock: Clock) -> None:
     late.data_received(head("/burn/7"))
     bench.loop.run()
     assert late.transport.statuses == [200]
+    bench.assert_empty()
+
+
+# several requests in one packet
+
+
+def seen(bench: Bench, *paths: str) -> None:
+    """Have the heads of ``paths`` known, so that they take the short way."""
+    for path in paths:
+        bench.ask(path)
+        bench.loop.run()
+
+
+def test_pipelined_heads_seen_before_are_answered_in_order_in_one_write(clock: Clock) -> None:
+    app, served = burning_app(clock, seconds=0.0)
+    bench = Bench(app, HandLoop())
+    paths = [f"/burn/{n}" for n in range(5)]
+    seen(bench, *paths)
+    served.clear()
+    protocol = bench.connect()
+    protocol.data_received(b"".join(head(path) for path in paths))
+    bench.loop.run()
+    assert served == [f"burn {n}" for n in range(5)]
+    assert protocol.transport.statuses == [200] * 5
+    assert len(protocol.transport.written) == 1
+    protocol.data_received(head("/burn/3"))  # and the connection goes on
+    bench.loop.run()
+    assert protocol.transport.statuses == [200] * 6
+    bench.assert_empty()
+
+
+def test_what_a_slice_has_done_of_a_pipeline_leaves_before_the_next(clock: Clock) -> None:
+    app, _ = burning_app(clock, seconds=0.003)
+    bench = Bench(app, HandLoop())
+    paths = [f"/burn/{n}" for n in range(3)]
+    seen(bench, *paths)
+    protocol = bench.connect()
+    protocol.data_received(b"".join(head(path) for path in paths))
+    for done in (1, 2, 3):
+        bench.loop.turn()
+        assert protocol.transport.statuses == [200] * done
+    bench.assert_empty()
+
+
+def test_a_pipeline_of_plain_and_other_answers_keeps_its_order(clock: Clock) -> None:
+    app, _ = burning_app(clock, seconds=0.0)
+    bench = Bench(app, HandLoop())
+    paths = ["/burn/1", "/text/2", "/health", "/burn/3", "/nowhere", "/burn/4"]
+    seen(bench, *paths)
+    protocol = bench.connect()
+    protocol.data_received(b"".join(head(path) for path in paths))
+    bench.loop.run()
+    assert protocol.transport.statuses == [200, 200, 200, 200, 404, 200]
+    text = b"".join(protocol.transport.written)
+    marks = [b'"n":1', b"not the short way", b"healthy", b'"n":3', b"404", b'"n":4']
+    assert [text.index(mark) for mark in marks] == sorted(text.index(mark) for mark in marks)
+    bench.assert_empty()
+
+
+def test_an_answer_that_came_early_leaves_behind_a_short_one(clock: Clock) -> None:
+    """Exempt requests run first; theirs must wait, and leave with the answer before them."""
+    app, served = burning_app(clock, seconds=0.0)
+    bench = Bench(app, HandLoop())
+    seen(bench, "/burn/1", "/health")
+    served.clear()
+    protocol = bench.connect()
+    protocol.data_received(head("/burn/1") + head("/health") + head("/health"))
+    bench.loop.run()
+    assert served == ["health", "health", "burn 1"]
+    assert protocol.transport.statuses == [200] * 3
+    assert b"".join(protocol.transport.written).index(b'"n":1') < 300
+    assert protocol.current is None
+    bench.assert_empty()
+
+
+def test_a_pipeline_longer_than_the_cap_is_read_in_parts(clock: Clock) -> None:
+    app, _ = burning_app(clock, seconds=0.0)
+    bench = Bench(app, HandLoop())
+    seen(bench, "/burn/1")
+    protocol = bench.connect()
+    protocol.data_received(head("/burn/1") * 100)
+    assert len(protocol.order or ()) == 32
+    bench.loop.run()
+    assert protocol.transport.statuses == [200] * 100
     bench.assert_empty()

@@ -336,8 +336,8 @@ class BatchRunner:
     def _execute(self, queue: WaitingQueue, until: float) -> int:
         """Run synchronous handlers until the queue is empty or the time is up; return how many.
 
-        This is the hot path: the commonest answer (a dict, HTTP/1.1, nothing else owed on the
-        connection) goes to the transport from here, everything else through ``_leave``.
+        This is the hot path: the commonest answer (a dict, HTTP/1.1, nothing owed before it on
+        the connection) goes to the transport from here, everything else through ``_leave``.
         """
         requests = queue.requests
         take = requests.pop if queue.standing else requests.popleft
@@ -362,14 +362,31 @@ class BatchRunner:
             connection: HttpProtocol = request.connection  # type: ignore[assignment]
             try:
                 value = head.route.call(request)
-                if type(value) is dict and head.short and keep and connection.order is None:
+                if type(value) is dict and head.short and keep:
                     answer = encode_json(value, block, rid)
-                    if len(answer) < LARGE:
+                    order = connection.order
+                    if len(answer) < LARGE and (
+                        order is None
+                        or (
+                            order
+                            and order[0] is request
+                            and (len(order) == 1 or order[1].answer is None)
+                            and not connection.paused
+                        )
+                    ):
                         if pacing:
                             connection.pause = 0.0
-                        connection.current = None
                         connection.since = tick
-                        connection.transport.write(answer)
+                        if order is None:
+                            connection.current = None
+                            connection.transport.write(answer)
+                        else:
+                            order.popleft()
+                            connection.out.append(answer)
+                            if not order:
+                                connection.all_delivered(request)
+                            elif len(connection.out) == 1:
+                                self.outbox.append(connection)
                         done += 1
                         now = monotonic()
                         if request.arrived is not stamp:

@@ -20,7 +20,7 @@ from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import CHUNKED, Head
 from fluxor_fast.server.heads import HeadCache
 
-__all__ = ["ChunkedDecoder", "Reader"]
+__all__ = ["END", "ChunkedDecoder", "Reader"]
 
 END = b"\r\n\r\n"
 

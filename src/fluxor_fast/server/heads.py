@@ -41,6 +41,10 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_LOOKED_AT = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect",
+     b"x-request-timeout-ms", b"x-request-id")
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ def parse_head(raw: bytes, router: Router, limits: Limits) -> Head:
 
     :raises HTTPError: for what the module's rules refuse; the connection must then be closed.
     """
-    if raw.count(b"\n") != raw.count(b"\r\n") or raw.count(b"\r") != raw.count(b"\n"):
+    if not raw.count(b"\n") == raw.count(b"\r\n") == raw.count(b"\r"):
         raise _bad("a line of the head does not end with CRLF")
     if b"\0" in raw or b"\r\n " in raw or b"\r\n\t" in raw:
         raise _bad("the head holds a NUL or a folded line")
@@ -122,6 +126,8 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
     timeout: float | None = None
     expects = False
     for name, value in fields.headers:
+        if name not in _LOOKED_AT:
+            continue
         if name == b"host":
             hosts.append(value)
         elif name == b"content-length":

@@ -1,7 +1,8 @@
 """One connection: bytes in, requests to the batch, answers out in order.
 
 The short way: the bytes that arrive are exactly a head seen before, and nothing else is going
-on. Everything else goes through ``framing.Reader``.
+on. Heads alone, one new or several pipelined, take a short way too. Everything else goes through
+``framing.Reader``.
 
 Rules:
 
@@ -29,7 +30,7 @@ from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Head, Request
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
-from fluxor_fast.server.framing import Reader
+from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
 
 __all__ = ["HttpProtocol", "Service", "Timeouts"]
@@ -82,16 +83,16 @@ class HttpProtocol(asyncio.Protocol):
         "_continued",
         "_eof",
         "_kept",
-        "_out",
         "_paced",
-        "_paused",
         "_reader",
         "_since_write",
         "_slow",
         "closed",
         "current",
         "order",
+        "out",
         "pause",
+        "paused",
         "resumed",
         "runner",
         "service",
@@ -111,12 +112,12 @@ class HttpProtocol(asyncio.Protocol):
         self.write_paused = False
         self._closing = False  # nothing more is read as a request
         self._eof = False  # the client has said that it sends nothing more
-        self._paused = False  # the socket is not read
+        self.paused = False  # the socket is not read
         self._paced = False  # …because a request on it was refused
         self.pause = self.resumed = 0.0  # the last time that was so (see refusal.Pacer)
         self._reader: Reader | None = None
         self._slow = False  # the reader is in the middle of something
-        self._out: list[bytes] = []  # in order, to be written in one go
+        self.out: list[bytes] = []  # in order, to be written in one go
         self._kept = 0  # permits of answers that the client has not taken in
         # of the requests in progress
         self.current: Request | None = None
@@ -153,7 +154,7 @@ class HttpProtocol(asyncio.Protocol):
                 self.runner.abandon(request)
         self.current = None
         self._reader = None
-        self._out.clear()
+        self.out.clear()
         self._release_kept()
 
     def data_received(self, data: bytes) -> None:
@@ -167,6 +168,8 @@ class HttpProtocol(asyncio.Protocol):
                     runner.schedule()
                 runner.arrivals.append(request)
                 return
+            if not self._closing and self._take_heads(data, head):
+                return
         if self._closing:
             return
         reader = self._reader
@@ -177,6 +180,45 @@ class HttpProtocol(asyncio.Protocol):
         self._read()
         if idle and reader.partial:  # empty lines begin nothing
             self.since = self.runner.tick
+
+    def _take_heads(self, data: bytes, known: Head | None) -> bool:
+        """Take in what is heads and nothing else: one not seen before, or several pipelined.
+
+        Return False if there is anything to it that the reader must see.
+        """
+        heads = self.service.heads
+        stop = data.find(END) + 4
+        if stop < 4:
+            return False
+        if stop == len(data):
+            if known is not None or stop > heads.limits.head or data[0] == 0x0D:
+                return False
+            try:
+                head = heads.parse(data)
+            except HTTPError as error:
+                self._refuse(error)
+                return True
+            if not head.quick:
+                return False
+            found = [head]
+        else:
+            found, at = [], 0
+            while at < len(data):
+                stop = data.find(END, at) + 4
+                several = self._cached.get(data[at:stop]) if stop > at else None
+                if several is None or not several.quick:
+                    return False
+                found.append(several)
+                at = stop
+            if len(found) > self.service.max_pipeline:
+                return False
+        requests = [Request(head, b"", self) for head in found]
+        self.current = requests[0]
+        if len(requests) > 1:
+            self.order = deque(requests)
+        self.runner.arrivals.extend(requests)
+        self.runner.schedule()
+        return True
 
     def eof_received(self) -> bool:
         """Keep the connection for what is owed; without that, let it go.
@@ -285,22 +327,26 @@ class HttpProtocol(asyncio.Protocol):
         if order[0] is not request:
             return
         last = request
-        out = self._out
+        out = self.out
         first = not out
         while order and order[0].answer is not None:
             last = order.popleft()
             out.append(last.answer)  # type: ignore[arg-type]
         if not order:
-            self.flush()  # now: without an order, the next answer is written directly
-            self.order = None
-            self.current = None
-            self._answered(last)
+            self.all_delivered(last)
             return
         if first:
             self.runner.outbox.append(self)
             self.runner.schedule()
-        if self._paused and len(order) <= self.service.max_pipeline // 2:
+        if self.paused and len(order) <= self.service.max_pipeline // 2:
             self._resume()
+
+    def all_delivered(self, last: Request) -> None:
+        """Send what is collected, now that nothing more is owed, and go on."""
+        self.flush()  # now: without an order, the next answer is written directly
+        self.order = None
+        self.current = None
+        self._answered(last)
 
     def _answered(self, last: Request) -> None:
         """Go on after the last answer that was owed."""
@@ -308,14 +354,14 @@ class HttpProtocol(asyncio.Protocol):
             self._hang_up(linger=True)
         elif not last.head.keep_alive or self.runner.draining or self._eof:
             self._hang_up(linger=self._reader is not None and self._reader.partial)
-        elif self._paused:
+        elif self.paused:
             self._resume()
         elif self._slow:
             self._read()
 
     def flush(self) -> None:
         """Write the answers collected in this turn as one."""
-        out = self._out
+        out = self.out
         if out and not self.closed:
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
             if self._kept:
@@ -348,20 +394,20 @@ class HttpProtocol(asyncio.Protocol):
     # the socket
 
     def _pause(self) -> None:
-        if not self._paused and not self.closed:
-            self._paused = True
+        if not self.paused and not self.closed:
+            self.paused = True
             self.transport.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and not (self.closed or self.write_paused or self._paced):
-            self._paused = False
+        if self.paused and not (self.closed or self.write_paused or self._paced):
+            self.paused = False
             self.transport.resume_reading()
             if self._reader is not None and not self._closing:
                 self._read()
 
     def leave_unread(self) -> bool:
         """Stop reading until ``read_again``, unless more is already under way."""
-        if self.current is not None or self._paused or self._closing:
+        if self.current is not None or self.paused or self._closing:
             return False
         self._paced = True
         self._pause()
