@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 FLAGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types imports check prove bench bench-serve bench-overload bench-kill smoke load spike stress clean
+.PHONY: help serve test lint types imports check prove bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,7 @@ help: ## list the targets
 $(VENV)/.serve: EXTRAS = embedded
 $(VENV)/.test: EXTRAS = test,lint,types,imports
 $(VENV)/.bench: EXTRAS = bench
+$(VENV)/.peers: EXTRAS = bench,peers
 $(VENV)/.load: EXTRAS = embedded,loadtest
 
 $(VENV)/.%: pyproject.toml
@@ -50,6 +51,12 @@ prove: $(VENV)/.test ## the long proofs of admission: 1,000 SIGKILLs, 10 million
 bench: $(VENV)/.bench ## micro-benchmarks, then the server beside its peers (needs wrk)
 	$(BIN)/python -m pytest bench --timeout=0 --benchmark-only --benchmark-columns=min,median,iqr,ops
 	$(BIN)/python bench/serve.py $(FLAGS)
+
+bench-check: $(VENV)/.bench ## hold the speed to its budgets, as ratios of one run (4 minutes, needs wrk)
+	$(BIN)/python bench/check.py $(FLAGS)
+
+bench-compare: $(VENV)/.peers ## beside 12 other servers on 9 workloads (17 minutes; wrk, nginx and Go where there)
+	$(BIN)/python bench/compare.py --rounds 3 --plots docs/img $(FLAGS)
 
 bench-serve: $(VENV)/.bench ## only the server beside its peers
 	$(BIN)/python bench/serve.py $(FLAGS)

@@ -442,6 +442,7 @@ def run_wrk(
     threads: int = 1,
     think_ms: tuple[int, int] | None = None,
     script: Sequence[str] = (),
+    refused: bool = False,
     near_end: Callable[[], None] = lambda: None,
 ) -> Load:
     """Load a server and return what came of it.
@@ -449,6 +450,7 @@ def run_wrk(
     :param cores: what wrk runs on.
     :param think_ms: pause of each connection between answer and next request; None for none.
     :param script: another script than ``report.lua``, and its arguments.
+    :param refused: every answer is a refusal, as it should be.
     :param near_end: called shortly before the end, while all connections are open.
     :raises Failed: at any error: of a connection, of an answer, or of wrk itself.
     """
@@ -488,16 +490,19 @@ def run_wrk(
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if process.returncode != 0:
         raise Failed(f"wrk ended with {process.returncode}: {output.strip()[-300:]}")
-    return _read_report(output, used / took / threads)
+    return _read_report(output, used / took / threads, refused)
 
 
-def _read_report(output: str, generator_cpu: float) -> Load:
+def _read_report(output: str, generator_cpu: float, refused: bool = False) -> Load:
     """Return the line of ``report.lua`` in wrk's output; errors in it are a ``Failed``."""
     lines = [line for line in output.splitlines() if line.startswith("REPORT ")]
     if not lines:
         raise Failed(f"wrk reported nothing: {output.strip()[-300:]}")
     report = json.loads(lines[-1].removeprefix("REPORT "))
     errors = {name: count for name, count in report["errors"].items() if count}
+    # what wrk then calls an error of status is what was wanted
+    if refused and errors.pop("status", 0) != report["requests"]:
+        raise Failed("not every answer was a refusal")
     if errors or not report["requests"]:
         raise Failed(f"{report['requests']} requests, errors: {errors or 'no answer at all'}")
     seconds = report["duration_us"] / 1e6

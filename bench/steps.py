@@ -1,0 +1,133 @@
+"""Single steps of a request in this process, each as a function to be timed.
+
+``reference`` is a fixed piece of Python: what a step takes is told as a multiple of it, because
+both speed up and slow down with the machine.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fluxor_fast import App, Request
+from fluxor_fast.arbiter.shared import SharedMemory
+from fluxor_fast.auth.tokens import Tokens
+from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
+from tests.test_batch import Bench, HandLoop, Transport
+
+__all__ = ["STEPS", "measure", "reference"]
+
+HEAD = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nAccept: application/json\r\n\r\n"
+DOCUMENT = {"status": "healthy", "service": "fluxor-fast", "numbers": [1, 2, 3], "timestamp": 0}
+Step = tuple[Callable[[], object], int]
+"""What is timed, and how many requests it is."""
+
+
+def reference() -> None:
+    """Do a fixed piece of work: some calls, dict operations, and JSON."""
+    for n in range(4):
+        made = {**DOCUMENT, "n": n}
+        made["service"] = str(n)
+    orjson.dumps(made)
+
+
+class _Silent(Transport):
+    """A socket that takes everything."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+
+def _batch(connections: int, depth: int) -> Step:
+    app = App()
+
+    @app.get("/")
+    def home(request: Request) -> dict[str, object]:
+        return {**DOCUMENT, "timestamp": int(time.time())}
+
+    bench = Bench(app, HandLoop())
+    bench.runner.block = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
+    protocols = []
+    for _ in range(connections):
+        protocol = bench.connect()
+        protocol.transport = _Silent()
+        protocols.append(protocol)
+    data = HEAD * depth
+
+    def turn() -> None:
+        for protocol in protocols:
+            protocol.data_received(data)
+        while bench.runner.busy:
+            bench.loop.turn()
+
+    protocols[0].data_received(HEAD)  # the head is known from now on
+    bench.loop.run()
+    return turn, connections * depth
+
+
+def _admission() -> Step:
+    memory = SharedMemory(2)
+    limit = SharedLimit(memory.permits, 0, full_fence(), KernelLock(memory.fd, 0))
+
+    def take() -> None:
+        limit.acquire(16, 5000)
+        limit.release(16)
+
+    return take, 1
+
+
+def _tokens() -> dict[str, Step]:
+    tokens = Tokens(b"a secret of exactly 32 bytes.....", 3600)
+    roles = ["user", "admin"]
+    token = tokens.issue(4711, "user@example.org", roles)
+
+    def verify() -> None:
+        tokens._verified.clear()
+        tokens.verify(token)
+
+    return {
+        "token_issued": (lambda: tokens.issue(4711, "user@example.org", roles), 1),
+        "token_verified": (verify, 1),
+        "token_remembered": (lambda: tokens.verify(token), 1),
+    }
+
+
+STEPS: dict[str, Callable[[], Step]] = {
+    "short_16": lambda: _batch(16, 1),
+    "short_1": lambda: _batch(1, 1),
+    "pipelined": lambda: _batch(16, 16),
+    "admission_16": _admission,
+    "token_issued": lambda: _tokens()["token_issued"],
+    "token_verified": lambda: _tokens()["token_verified"],
+    "token_remembered": lambda: _tokens()["token_remembered"],
+}
+
+
+def _timed(call: Callable[[], object], times: int) -> float:
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - started) / times * 1e6
+
+
+def measure(name: str, rounds: int, seconds: float = 0.02) -> tuple[list[float], float]:
+    """Return the ratios to the reference of ``rounds`` pairs, and the least µs per request."""
+    call, requests = STEPS[name]()
+    for _ in range(200):
+        call()
+        reference()
+    times = max(1, int(seconds * 1e6 / max(_timed(call, 10), 0.01)))
+    several = max(1, int(seconds * 1e6 / _timed(reference, 100)))
+    ratios, least = [], float("inf")
+    for _ in range(rounds):
+        base = min(_timed(reference, several) for _ in range(3))
+        mine = min(_timed(call, times) for _ in range(3)) / requests
+        ratios.append(mine / base)
+        least = min(least, mine)
+    return ratios, least
