@@ -233,13 +233,7 @@ def fill(url: str) -> None:
     import work
 
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("drop table if exists world")
-        connection.execute("create table world (id int primary key, number int not null)")
-        connection.execute(
-            "insert into world select n, (n * 7919) %% 10000 from generate_series(1, %s) n",
-            (work.ROWS,),
-        )
-        connection.execute("vacuum analyze world")
+        work.fill(connection)
 
 
 def scaling(folder: Path, seconds: float, rounds: int) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from harness import Round
 if TYPE_CHECKING:
     from compare import Cell, Comparison
 
-__all__ = ["Promise", "brief", "markdown", "paired", "plot", "promises"]
+__all__ = ["Promise", "brief", "markdown", "paired", "plot", "promises", "spread_of"]
 
 Result = Mapping[str, Any]
 
@@ -33,6 +33,12 @@ def brief(comparison: Comparison, group: Sequence[Cell]) -> str:
         f"{name} {done.load.rps / 1000:.1f}k {done.cpu_us:.1f}µs" for name, done in last.items()
     ]
     return f"{group[0][0]} {group[0][1]}: " + ", ".join(parts)
+
+
+def spread_of(values: Sequence[float], form: str) -> str:
+    """Return the median, and least and greatest in parentheses."""
+    shown = [form.format(f(values)) for f in (statistics.median, min, max)]
+    return f"{shown[0]} ({shown[1]}–{shown[2]})"
 
 
 def _row(result: Result) -> str:

@@ -50,3 +50,13 @@ def answer(path: str, body: bytes = b"") -> tuple[str, bytes] | None:
 def key() -> int:
     """Return the key of a row, any of them."""
     return random.randrange(ROWS) + 1
+
+
+def fill(connection: Any) -> None:
+    """Make the table that is read."""
+    connection.execute("drop table if exists world")
+    connection.execute("create table world (id int primary key, number int not null)")
+    connection.execute(
+        "insert into world select n, (n * 7919) %% 10000 from generate_series(1, %s) n", (ROWS,)
+    )
+    connection.execute("vacuum analyze world")
