@@ -51,7 +51,7 @@ SERVED = {
     "plaintext_64": Asked("/plaintext", 64),
     "pipelined_64": Asked("/health", 64, ("requests.lua", "pipeline", "16")),
     "cold_64": Asked("/health", 64, ("requests.lua", "cold")),
-    "refusal_64": Asked("/full", 64, refused=True),
+    "refusal_64": Asked("/plaintext", 64, refused=True),
 }
 
 
@@ -97,6 +97,19 @@ def table(
     return "\n".join(lines)
 
 
+def _server(cores: Cores, *options: str) -> Server:
+    port = harness.free_port()
+    return Server(
+        "fluxor",
+        [harness.command_of("fluxor-fast"), "serve", "check_app:app", "--host", "127.0.0.1",
+         "--port", str(port), "--workers", "1", "--log-level", "error", "--graceful-timeout",
+         "0.1", "--max-connections", "6000", "--backlog", "4096", "--refusal-pause", "0", *options],
+        port,
+        cpus=cores.server,
+        environ={"PYTHONPATH": str(SERVERS)},
+    )  # fmt: skip
+
+
 def served(names: Sequence[str], rounds: int, said: dict[str, str]) -> dict[str, list[float]]:
     """Return the ratios of CPU per request to the ceiling's."""
     found: dict[str, list[float]] = {}
@@ -108,24 +121,14 @@ def served(names: Sequence[str], rounds: int, said: dict[str, str]) -> dict[str,
         harness.scratch() as folder,
         ExitStack() as stack,
     ):
-        port = harness.free_port()
-        ours = stack.enter_context(
-            Server(
-                "fluxor",
-                [harness.command_of("fluxor-fast"), "serve", "check_app:app", "--host",
-                 "127.0.0.1", "--port", str(port), "--workers", "1", "--log-level", "error",
-                 "--graceful-timeout", "0.1", "--max-connections", "6000", "--backlog", "4096",
-                 "--refusal-pause", "0"],
-                port,
-                cpus=cores.server,
-                environ={"PYTHONPATH": str(SERVERS)},
-            )
-        )  # fmt: skip
-        holder = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        holder.sendall(b"GET /full HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        ours = stack.enter_context(_server(cores))
+        full = stack.enter_context(_server(cores, "--max-ccu", "1", "--utilization", "100"))
+        holder = stack.enter_context(socket.create_connection(("127.0.0.1", full.port)))
+        holder.sendall(b"GET /hold HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for name in names:
             asked = SERVED[name]
-            answer = harness.fetch(port, asked.path)
+            server = full if asked.refused else ours
+            answer = harness.fetch(server.port, asked.path)
             if (answer.status == 503) != asked.refused:
                 raise Failed(f"{name}: {asked.path} answers {answer.status}")
             place = Place(harness.free_port(), 1, folder, answer=answer.raw,
@@ -138,7 +141,7 @@ def served(names: Sequence[str], rounds: int, said: dict[str, str]) -> dict[str,
                 pairs = []
                 for number in range(rounds + 1):
                     its = harness.measured(ceiling, asked.path, **options).cpu_us
-                    mine = harness.measured(ours, asked.path, **options).cpu_us
+                    mine = harness.measured(server, asked.path, **options).cpu_us
                     if number:  # the first warms them up
                         pairs.append((mine, its))
             found[name] = [mine / its for mine, its in pairs]

@@ -1,4 +1,4 @@
-"""The application of the speed guards: the comparison's, and a route that refuses."""
+"""The application of the speed guards: the comparison's, and a route that holds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fluxor_fast.http.request import Request
 __all__ = ["app"]
 
 
-@app.get("/full", max_in_flight=1)
-async def full(request: Request) -> str:
-    """Hold the route's only place; whoever comes then is refused."""
+@app.get("/hold")
+async def hold(request: Request) -> str:
+    """Stay in the system, so that one that takes a single request is full."""
     await asyncio.sleep(3600)
     return ""
