@@ -139,6 +139,7 @@ class Bench:
 
     def ask(self, path: str) -> HttpProtocol:
         protocol = self.connect()
+        self.runner.fresh = 0  # as if it had been made long ago
         protocol.data_received(head(path))
         return protocol
 
@@ -767,6 +768,32 @@ def test_who_stayed_away_as_told_waits_like_everybody(clock: Clock) -> None:
     late.data_received(head("/burn/7"))
     bench.loop.run()
     assert late.transport.statuses == [200]
+    bench.assert_empty()
+
+
+# new connections
+
+
+def test_handlers_wait_for_new_connections_but_not_for_good(clock: Clock) -> None:
+    app, served = burning_app(clock, seconds=0.003)
+    bench = Bench(app, HandLoop())
+    for n in range(5):
+        bench.ask(f"/burn/{n}")
+    bench.loop.turn()
+    assert len(served) == 1
+    for _ in range(batch.PUT_OFF):
+        for _ in range(batch.ACCEPTS):
+            bench.connect()
+        bench.loop.turn()
+    assert len(served) == 1
+    for _ in range(batch.ACCEPTS):
+        bench.connect()
+    bench.loop.turn()
+    assert len(served) == 2  # their turn has come, though more connections came
+    bench.connect()
+    bench.loop.turn()
+    assert len(served) == 3  # a few more hold up nobody
+    bench.loop.run()
     bench.assert_empty()
 
 

@@ -18,7 +18,9 @@ Rules:
 5. While others wait for slots too, a worker takes no more than its share of them.
 6. An answer above ``LARGE`` bytes, or to a connection that already has too much unread, keeps
    its permit until the client has taken it in.
-7. Counters reach shared memory once a turn (see ``counters``).
+7. While new connections come as fast as they can be taken, handlers wait for a few turns of the
+   loop: a health check may be among the next. They have at least a slice in ``PUT_OFF`` turns.
+8. Counters reach shared memory once a turn (see ``counters``).
 """
 
 from __future__ import annotations
@@ -52,6 +54,10 @@ log = logging.getLogger("fluxor_fast.server")
 
 POLL: Final = 0.002
 LET_IN: Final = 0.25
+ACCEPTS: Final = 8
+"""New connections that a worker takes in a turn (see ``worker``)."""
+PUT_OFF: Final = 16
+"""Turns in a row that handlers wait while as many connections as that come in each."""
 LARGE: Final = 64 * 1024
 
 EXEMPT, CRITICAL = Priority.EXEMPT, Priority.CRITICAL
@@ -119,6 +125,7 @@ class BatchRunner:
         self.block = b""  # Date field and the name of the request id's, made once a second
         self.tick = 0  # seconds, coarse: what the connections' timeouts go by
         self.draining = False
+        self.fresh = 0  # connections made since the last turn
         self.counters = Counters(region)
         self.refusals = Refusals()
         self.pacer = Pacer(pause)
@@ -128,6 +135,7 @@ class BatchRunner:
         self._exempt = WaitingQueue(inf, 0.0, inf)  # never has anyone wait
         self._claimed = 0  # what this worker's word among the claims says
         self._tasks: set[asyncio.Task[None]] = set()
+        self._put_off = 0  # turns in a row in which handlers had to wait for new connections
         self._let_in = -inf  # when one who did not stay away was last taken though others wait
         self._now = 0.0  # when this turn began
         self._scheduled = False
@@ -192,8 +200,12 @@ class BatchRunner:
         if ready.requests:
             for request, reason in ready.overdue(now):
                 self._let_go(request, reason)
-            done = self._execute(ready, now + self.slice_seconds)
-            ready.served(done, now)
+            if self.fresh >= ACCEPTS and self._put_off < PUT_OFF:
+                self._put_off += 1
+            else:
+                self._put_off = 0
+                ready.served(self._execute(ready, now + self.slice_seconds), now)
+        self.fresh = 0
         if waiting.requests or self._claimed:
             self._start(now)
         if self.outbox:

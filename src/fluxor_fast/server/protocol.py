@@ -130,6 +130,7 @@ class HttpProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it unread when there are too many."""
         self.transport = transport
+        self.runner.fresh += 1
         service = self.service
         if len(service.open) >= service.room or not service.connections.acquire(
             1, service.max_connections

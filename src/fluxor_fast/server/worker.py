@@ -38,7 +38,7 @@ from fluxor_fast.middleware.access_log import access_log
 from fluxor_fast.observability.metrics import InstanceMetrics
 from fluxor_fast.routing import Route
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
-from fluxor_fast.server.batch import BatchRunner, request_ids
+from fluxor_fast.server.batch import ACCEPTS, BatchRunner, request_ids
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
 
@@ -48,10 +48,6 @@ log = logging.getLogger("fluxor_fast.worker")
 
 SWEEP_SECONDS = 1.0
 RESERVED_DESCRIPTORS = 24  # for listeners, connections that are being refused, logs, files
-# libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
-# milliseconds: with one listener, a health check that comes behind a thousand new connections
-# waits seconds. Each further handle of the listener costs a new connection 0.4 us.
-ACCEPTS_PER_TURN = 8
 # which byte of the shared file is locked for which limit
 PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)
 
@@ -180,11 +176,14 @@ class Worker:
         service = self._service(loop)
         runner = service.runner
         self._sweep(service)
+        # libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
+        # milliseconds: with one listener, a health check behind a thousand new connections waits
+        # seconds. Each further handle of the listener costs a new connection 0.4 us.
         servers = [
             await loop.create_server(
                 lambda: HttpProtocol(service), sock=each, backlog=self.settings.server.backlog
             )
-            for each in (listener, *(listener.dup() for _ in range(ACCEPTS_PER_TURN - 1)))
+            for each in (listener, *(listener.dup() for _ in range(ACCEPTS - 1)))
         ]
         # what is there now stays: the collector need not look at it again, and the pages stay
         # shared with the other workers; later garbage is nearly all freed by reference counts
