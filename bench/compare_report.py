@@ -137,7 +137,7 @@ def promises(report: Mapping[str, Any]) -> list[Promise]:
         Promise("pipelined by 16: RPS ÷ not pipelined", ratio(deep, warm, rps), 3.5),
         Promise("pipelined by 16: RPS ÷ fasthttp", ratio(deep, ("pipelined", 64, "fasthttp"), rps),
                 1.15),
-        Promise("pipelined by 16: RPS ÷ granian RSGI",
+        Promise("pipelined by 16: RPS ÷ granian RSGI at its defaults",
                 ratio(deep, ("pipelined", 64, "granian-rsgi"), rps), 6),
         Promise("one row: RPS ÷ uvicorn with psycopg's pool",
                 ratio(("db", 64, "fluxor"), ("db", 64, "uvicorn"), rps), 1.5),
