@@ -37,7 +37,7 @@ PACKAGES = (
     "fluxor-fast", "uvloop", "httptools", "orjson", "psycopg", "granian", "uvicorn", "gunicorn",
     "uvicorn-worker", "sanic", "robyn", "blacksheep", "falcon", "fastpysgi", "asyncpg",
 )  # fmt: skip
-LEFT_OUT = {"socketify": "it is not written for yet (it comes as a source archive with its C++ part built)"}
+LEFT_OUT = {"socketify": "not written for yet; it comes as a source archive with a built library"}
 
 
 @dataclass(frozen=True)
