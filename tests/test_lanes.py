@@ -304,3 +304,25 @@ def test_all_connections_go_back_at_the_end(database_url: str) -> None:
 )
 def test_placeholders(sql: str, form: tuple[bytes, int] | None) -> None:
     assert numbered(sql) == form
+
+
+@pytest.mark.parametrize(
+    ("sql", "shared"),
+    [
+        ("select 1", True),
+        (" SELECT a from t where b = %s", True),
+        ("insert into t values (1) returning a", False),
+        ("update t set a = 1 returning a", False),
+        ("select a from t for no key update", False),
+        ("select a\nfrom t\nFOR SHARE", False),
+    ],
+)
+def test_what_may_wait_for_a_lock_has_a_connection_of_its_own(
+    database_url: str, sql: str, shared: bool
+) -> None:
+    async def test() -> None:
+        async with opened(database_url) as database:
+            database._lanes.took(sql, 0.0)
+            assert bool(database._lanes._quick) == shared
+
+    run(test())

@@ -13,6 +13,7 @@ Rules kept here:
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Final
 
@@ -25,6 +26,7 @@ from fluxor_fast.db.lane import SLOW, Lane, numbered
 __all__ = ["Lanes"]
 
 MOST: Final = 4
+_READS = re.compile(rb"(?is)\s*select\b(?!.*\bfor\s+(no\s+key\s+|key\s+)?(update|share)\b)").match
 REMEMBERED: Final = 1000
 """Statements known as quick: more are not an application's, but made up."""
 
@@ -47,7 +49,9 @@ class Lanes:
     def took(self, sql: str, seconds: float) -> None:
         """Note how long a statement ran on a connection of its own."""
         form = numbered(sql)
-        if form is None or b";" in form[0]:  # two statements cannot be prepared as one
+        # two statements cannot be prepared as one; and one that writes may wait for a lock whose
+        # holder's next read stands behind it
+        if form is None or b";" in form[0] or not _READS(form[0]):
             return
         if seconds < SLOW:
             if len(self._quick) >= REMEMBERED:
