@@ -683,15 +683,15 @@ def test_a_refused_connection_is_left_unread_for_a_while(clock: Clock) -> None:
     protocol = bench.ask("/burn/1")
     bench.loop.run()
     assert protocol.transport.statuses == [503]
-    assert protocol.paused
+    assert protocol._paused
     clock.now += 0.011
     bench.loop.wake()
     bench.loop.run()
-    assert not protocol.paused
+    assert not protocol._paused
     exempt = bench.ask("/health")
     bench.loop.run()
     assert exempt.transport.statuses == [200]
-    assert not exempt.paused
+    assert not exempt._paused
 
 
 def test_who_was_served_starts_anew_whichever_way_the_answer_took(clock: Clock) -> None:

@@ -28,7 +28,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from itertools import count
@@ -54,6 +53,7 @@ log = logging.getLogger("fluxor_fast.server")
 
 POLL: Final = 0.002
 LET_IN: Final = 0.25
+"""Seconds after which one who did not stay away is taken though others wait."""
 ACCEPTS: Final = 8
 """New connections that a worker takes in a turn (see ``worker``)."""
 PUT_OFF: Final = 16
@@ -268,13 +268,13 @@ class BatchRunner:
         is taken all the same, so that those who are in do not keep the others out for good.
         """
         kept: list[Request] = []
-        early: deque[Request] = deque()
+        early: list[Request] = []
         for request in requests:
             connection: HttpProtocol = request.connection  # type: ignore[assignment]
             (early if self.pacer.early(connection, now) else kept).append(request)
         if early and now - self._let_in >= LET_IN:
             self._let_in = now
-            kept.append(early.popleft())
+            kept.append(early.pop(0))
         if early:
             waiters = [request for request in kept if request.head.route.kind is not SYNC]
             at_once = not self._ready and len(waiters) == len(kept)
@@ -348,8 +348,8 @@ class BatchRunner:
     def _execute(self, queue: WaitingQueue, until: float) -> int:
         """Run synchronous handlers until the queue is empty or the time is up; return how many.
 
-        This is the hot path: the commonest answer (a dict, HTTP/1.1, nothing owed before it on
-        the connection) goes to the transport from here, everything else through ``_leave``.
+        This is the hot path: the commonest answer (a dict, HTTP/1.1, to a client that takes its
+        answers in) goes to the connection from here, everything else through ``_leave``.
         """
         requests = queue.requests
         take = requests.pop if queue.standing else requests.popleft
@@ -376,29 +376,18 @@ class BatchRunner:
                 value = head.route.call(request)
                 if type(value) is dict and head.short and keep:
                     answer = encode_json(value, block, rid)
-                    order = connection.order
                     if len(answer) < LARGE and (
-                        order is None
-                        or (
-                            order
-                            and order[0] is request
-                            and (len(order) == 1 or order[1].answer is None)
-                            and not connection.paused
-                        )
+                        connection.order is None
+                        or not (connection.closed or connection.write_paused)
                     ):
                         if pacing:
                             connection.pause = 0.0
-                        connection.since = tick
-                        if order is None:
+                        if connection.order is None:
                             connection.current = None
+                            connection.since = tick
                             connection.transport.write(answer)
                         else:
-                            order.popleft()
-                            connection.out.append(answer)
-                            if not order:
-                                connection.all_delivered(request)
-                            elif len(connection.out) == 1:
-                                self.outbox.append(connection)
+                            connection.deliver(request, answer)
                         done += 1
                         now = monotonic()
                         if request.arrived is not stamp:

@@ -41,10 +41,6 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-_LOOKED_AT = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect",
-     b"x-request-timeout-ms", b"x-request-id")
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +122,6 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
     timeout: float | None = None
     expects = False
     for name, value in fields.headers:
-        if name not in _LOOKED_AT:
-            continue
         if name == b"host":
             hosts.append(value)
         elif name == b"content-length":

@@ -83,16 +83,16 @@ class HttpProtocol(asyncio.Protocol):
         "_continued",
         "_eof",
         "_kept",
+        "_out",
         "_paced",
+        "_paused",
         "_reader",
         "_since_write",
         "_slow",
         "closed",
         "current",
         "order",
-        "out",
         "pause",
-        "paused",
         "resumed",
         "runner",
         "service",
@@ -112,12 +112,12 @@ class HttpProtocol(asyncio.Protocol):
         self.write_paused = False
         self._closing = False  # nothing more is read as a request
         self._eof = False  # the client has said that it sends nothing more
-        self.paused = False  # the socket is not read
+        self._paused = False  # the socket is not read
         self._paced = False  # …because a request on it was refused
         self.pause = self.resumed = 0.0  # the last time that was so (see refusal.Pacer)
         self._reader: Reader | None = None
         self._slow = False  # the reader is in the middle of something
-        self.out: list[bytes] = []  # in order, to be written in one go
+        self._out: list[bytes] = []  # in order, to be written in one go
         self._kept = 0  # permits of answers that the client has not taken in
         # of the requests in progress
         self.current: Request | None = None
@@ -155,7 +155,7 @@ class HttpProtocol(asyncio.Protocol):
                 self.runner.abandon(request)
         self.current = None
         self._reader = None
-        self.out.clear()
+        self._out.clear()
         self._release_kept()
 
     def data_received(self, data: bytes) -> None:
@@ -328,26 +328,22 @@ class HttpProtocol(asyncio.Protocol):
         if order[0] is not request:
             return
         last = request
-        out = self.out
+        out = self._out
         first = not out
         while order and order[0].answer is not None:
             last = order.popleft()
             out.append(last.answer)  # type: ignore[arg-type]
         if not order:
-            self.all_delivered(last)
+            self.flush()  # now: without an order, the next answer is written directly
+            self.order = None
+            self.current = None
+            self._answered(last)
             return
         if first:
             self.runner.outbox.append(self)
             self.runner.schedule()
-        if self.paused and len(order) <= self.service.max_pipeline // 2:
+        if self._paused and len(order) <= self.service.max_pipeline // 2:
             self._resume()
-
-    def all_delivered(self, last: Request) -> None:
-        """Send what is collected, now that nothing more is owed, and go on."""
-        self.flush()  # now: without an order, the next answer is written directly
-        self.order = None
-        self.current = None
-        self._answered(last)
 
     def _answered(self, last: Request) -> None:
         """Go on after the last answer that was owed."""
@@ -355,14 +351,14 @@ class HttpProtocol(asyncio.Protocol):
             self._hang_up(linger=True)
         elif not last.head.keep_alive or self.runner.draining or self._eof:
             self._hang_up(linger=self._reader is not None and self._reader.partial)
-        elif self.paused:
+        elif self._paused:
             self._resume()
         elif self._slow:
             self._read()
 
     def flush(self) -> None:
         """Write the answers collected in this turn as one."""
-        out = self.out
+        out = self._out
         if out and not self.closed:
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
             if self._kept:
@@ -395,20 +391,20 @@ class HttpProtocol(asyncio.Protocol):
     # the socket
 
     def _pause(self) -> None:
-        if not self.paused and not self.closed:
-            self.paused = True
+        if not self._paused and not self.closed:
+            self._paused = True
             self.transport.pause_reading()
 
     def _resume(self) -> None:
-        if self.paused and not (self.closed or self.write_paused or self._paced):
-            self.paused = False
+        if self._paused and not (self.closed or self.write_paused or self._paced):
+            self._paused = False
             self.transport.resume_reading()
             if self._reader is not None and not self._closing:
                 self._read()
 
     def leave_unread(self) -> bool:
         """Stop reading until ``read_again``, unless more is already under way."""
-        if self.current is not None or self.paused or self._closing:
+        if self.current is not None or self._paused or self._closing:
             return False
         self._paced = True
         self._pause()
