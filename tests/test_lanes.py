@@ -322,7 +322,7 @@ def test_what_may_wait_for_a_lock_has_a_connection_of_its_own(
 ) -> None:
     async def test() -> None:
         async with opened(database_url) as database:
-            database._lanes.took(sql, 0.0)
+            database._lanes.took(sql, (1,) * sql.count("%s"), 0.0)
             assert bool(database._lanes._quick) == shared
 
     run(test())

@@ -1,7 +1,7 @@
 """A connection on which many statements are under way at once (libpq's pipeline mode).
 
 A pool lends a connection to one statement at a time, which then waits for a round trip; psycopg
-spends some 100 µs of Python on each. Here the statements of a turn follow each other on one
+spends some 50 µs of a core on each. Here the statements of a turn follow each other on one
 connection, are prepared once, and the answers that arrive together are read together.
 
 Rules kept here:
@@ -96,6 +96,13 @@ class _Sent:
         self.preparing = preparing  # and the server has not yet said that it is
         self.result: pq.abc.PGresult | None = None
         self.error: psycopg.Error | None = None
+
+
+def _fail(future: asyncio.Future[list[Row]], error: Exception) -> None:
+    """Hand ``error`` to the caller, unless it is gone."""
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # nobody is told of it if the caller is cancelled before it looks
 
 
 class Lane:
@@ -225,14 +232,12 @@ class Lane:
         if one.error is not None:
             if one.preparing or isinstance(one.error, STALE):  # the next one prepares it anew
                 self._prepared.pop(one.key, None)
-            if not future.done():
-                future.set_exception(one.error)
-                future.exception()  # who was cancelled since does not want it
+            _fail(future, one.error)
         elif not future.done():
             try:
                 future.set_result(self._rows(one))
             except Exception as error:  # a value that psycopg cannot read
-                future.set_exception(error)
+                _fail(future, error)
 
     def _rows(self, one: _Sent) -> list[Row]:
         result, statement = one.result, one.statement
@@ -261,8 +266,6 @@ class Lane:
         self._pg.finish()
         lost = error or psycopg.OperationalError("the connection was closed")
         while self._sent:
-            future = self._sent.popleft().future
-            if not future.done():
-                future.set_exception(lost)
+            _fail(self._sent.popleft().future, lost)
         self.connection.waits_since = None
         self.on_close()

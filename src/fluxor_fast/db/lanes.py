@@ -31,6 +31,11 @@ REMEMBERED: Final = 1000
 """Statements known as quick: more are not an application's, but made up."""
 
 
+def _form(sql: str, arguments: tuple[object, ...]) -> tuple[bytes, int] | None:
+    """Return a statement as PostgreSQL takes it; without arguments ``%`` means itself."""
+    return numbered(sql) if arguments else (sql.encode(), 0)
+
+
 class Lanes:
     """The lanes of one worker.
 
@@ -46,9 +51,9 @@ class Lanes:
         self._opening: asyncio.Task[None] | None = None
         self._returning: set[asyncio.Task[None]] = set()
 
-    def took(self, sql: str, seconds: float) -> None:
+    def took(self, sql: str, arguments: tuple[object, ...], seconds: float) -> None:
         """Note how long a statement ran on a connection of its own."""
-        form = numbered(sql)
+        form = _form(sql, arguments)
         # two statements cannot be prepared as one; and one that writes may wait for a lock whose
         # holder's next read stands behind it
         if form is None or b";" in form[0] or not _READS(form[0]):
@@ -62,7 +67,7 @@ class Lanes:
 
     def send(self, sql: str, arguments: tuple[object, ...]) -> asyncio.Future[list[Row]] | None:
         """Send a statement if it may go on a lane now; None: it needs a connection of its own."""
-        form = numbered(sql) if arguments else (sql.encode(), 0)
+        form = _form(sql, arguments)
         if form is None or form[0] not in self._quick or form[1] != len(arguments):
             return None
         lane = self._pick()

@@ -93,7 +93,6 @@ class Database:
                 publish=publish,
             ),
         )
-
         self._lanes = Lanes(self._keeper, lifetime)
 
     @classmethod
@@ -175,7 +174,7 @@ class Database:
             started = time.monotonic()
             cursor = await connection.execute(sql, args or None)
             rows = await cursor.fetchall()
-            self._lanes.took(sql, time.monotonic() - started)
+            self._lanes.took(sql, args, time.monotonic() - started)
             return rows
 
     async def execute(self, sql: LiteralString, *args: object) -> int:
@@ -221,11 +220,9 @@ class Database:
         keeper.lent.add(connection)
         try:
             yield connection
-        except psycopg.OperationalError as error:
-            raise self._busy(error, connection.closed) from error
         except psycopg.Error as error:
-            if connection.closed:
-                raise self._busy(error, True) from error
+            if connection.closed or isinstance(error, psycopg.OperationalError):
+                raise self._busy(error, connection.closed) from error
             raise
         else:
             keeper.served += 1
