@@ -21,7 +21,7 @@ from typing import Any
 import click
 import harness
 import steps
-from contestants import SERVERS, Place, start
+from contestants import SERVERS, Place, fluxor, start
 from harness import Cores, Failed, Server, progress
 
 HERE = Path(__file__).resolve().parent
@@ -97,17 +97,18 @@ def table(
     return "\n".join(lines)
 
 
-def _server(cores: Cores, *options: str) -> Server:
-    port = harness.free_port()
+def _server(cores: Cores, folder: Path, *options: str) -> Server:
+    place = Place(harness.free_port(), 1, folder)
     return Server(
         "fluxor",
-        [harness.command_of("fluxor-fast"), "serve", "check_app:app", "--host", "127.0.0.1",
-         "--port", str(port), "--workers", "1", "--log-level", "error", "--graceful-timeout",
-         "0.1", "--max-connections", "6000", "--backlog", "4096", "--refusal-pause", "0", *options],
-        port,
+        # the request that is held need not be waited for at the end
+        fluxor(
+            place, "check_app:app", "--refusal-pause", "0", "--graceful-timeout", "0.1", *options
+        ),
+        place.port,
         cpus=cores.server,
         environ={"PYTHONPATH": str(SERVERS)},
-    )  # fmt: skip
+    )
 
 
 def served(names: Sequence[str], rounds: int, said: dict[str, str]) -> dict[str, list[float]]:
@@ -121,8 +122,8 @@ def served(names: Sequence[str], rounds: int, said: dict[str, str]) -> dict[str,
         harness.scratch() as folder,
         ExitStack() as stack,
     ):
-        ours = stack.enter_context(_server(cores))
-        full = stack.enter_context(_server(cores, "--max-ccu", "1", "--utilization", "100"))
+        ours = stack.enter_context(_server(cores, folder))
+        full = stack.enter_context(_server(cores, folder, "--max-ccu", "1", "--utilization", "100"))
         holder = stack.enter_context(socket.create_connection(("127.0.0.1", full.port)))
         holder.sendall(b"GET /hold HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for name in names:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ Cell = tuple[str, int, str]
 """Workload, connections, server."""
 
 
+@cache
 def document(size: int) -> bytes:
     """Return a JSON document of about ``size`` bytes, as every encoder here writes it."""
     made = random.Random(SEED)
@@ -84,10 +86,9 @@ def document(size: int) -> bytes:
 class Comparison:
     """One run: who takes part, with what, and what came of it."""
 
-    def __init__(self, cores: Cores, seconds: float, workers: int, folder: Path) -> None:
+    def __init__(self, cores: Cores, seconds: float, folder: Path) -> None:
         self.cores = cores
         self.seconds = seconds
-        self.workers = workers
         self.folder = folder
         self.found: dict[Cell, list[Round]] = {}
         self.left_out: dict[str, str] = dict(LEFT_OUT)
@@ -95,7 +96,7 @@ class Comparison:
 
     def place(self, **more: Any) -> Place:
         """Return where the next contestant is to run."""
-        return Place(harness.free_port(), self.workers, self.folder, **more)
+        return Place(harness.free_port(), 1, self.folder, **more)
 
     def ask(self, server: Server, name: str) -> harness.Answer:
         """Return a server's answer to one request of a workload."""
@@ -113,7 +114,8 @@ class Comparison:
         if not workload.size:
             return ("requests.lua", *workload.script) if workload.script else ()
         file = self.folder / f"{name}.json"
-        file.write_bytes(document(workload.size))
+        if not file.exists():
+            file.write_bytes(document(workload.size))
         return ("requests.lua", *workload.script, str(file))
 
     @contextmanager
@@ -173,9 +175,8 @@ class Comparison:
             ]
             for number in range(rounds):
                 # those of one workload stay together: they are compared
-                order = sorted(cells, key=lambda cell: cell[:2])
                 groups: dict[tuple[str, int], list[Cell]] = {}
-                for cell in order:
+                for cell in cells:
                     groups.setdefault(cell[:2], []).append(cell)
                 turns = list(groups.values())
                 shuffled.shuffle(turns)
@@ -191,8 +192,7 @@ class Comparison:
         """Run wrk once."""
         name, count, contestant = cell
         options: dict[str, Any] = {
-            "cores": self.cores, "connections": count, "threads": min(self.workers, count),
-            "script": self.script(name),
+            "cores": self.cores, "connections": count, "script": self.script(name),
         }  # fmt: skip
         path = WORKLOADS[name].path
         try:
@@ -209,10 +209,9 @@ def check(workload: str, name: str, answer: harness.Answer, expected: harness.An
     if (answer.status, answer.content_type) != (expected.status, expected.content_type):
         raise Failed(f"{name} answers {workload} with {answer.status} {answer.content_type}")
     if workload in DATABASE:
-        documents = (json.loads(answer.body), json.loads(expected.body))
-        same = [str(type(d)) for d in documents] == [str(type(documents[0]))] * 2
-        keys = [list(d[0] if isinstance(d, list) else d) for d in documents]
-        if not same or keys[0] != keys[1]:
+        mine, wanted = json.loads(answer.body), json.loads(expected.body)
+        rows = [found if isinstance(found, list) else [found] for found in (mine, wanted)]
+        if type(mine) is not type(wanted) or list(rows[0][0]) != list(rows[1][0]):
             raise Failed(f"{name} answers {workload} with {answer.body[:80]!r}")
     elif WORKLOADS[workload].path == "/health":  # but for the time
         mine, wanted = json.loads(answer.body), json.loads(expected.body)
@@ -258,17 +257,6 @@ def scaling(folder: Path, seconds: float, rounds: int) -> dict[str, list[float]]
     return found
 
 
-def listed(text: str, known: Sequence[str]) -> list[str]:
-    """Return the names in a list with commas; ``all`` is all that are known."""
-    if text == "all":
-        return list(known)
-    names = [name.strip() for name in text.split(",")]
-    unknown = set(names) - set(known)
-    if unknown:
-        raise click.BadParameter(f"{', '.join(sorted(unknown))}; known: {', '.join(known)}")
-    return names
-
-
 @click.command()
 @click.option("--servers", default="all", help=f"Of {', '.join(CONTESTANTS)}; by commas.")
 @click.option("--workloads", default="all", help=f"Of {', '.join(WORKLOADS)}; by commas.")
@@ -294,7 +282,10 @@ def main(
 ) -> None:
     """Measure everybody on everything; print tables and what was promised beside what was got."""
     if not report_only:
-        names, chosen = listed(servers, list(CONTESTANTS)), listed(workloads, list(WORKLOADS))
+        names, chosen = (
+            harness.names_of(servers, list(CONTESTANTS)),
+            harness.names_of(workloads, list(WORKLOADS)),
+        )
         counts = [64] if quick else [int(count) for count in connections.split(",")]
         if quick:
             rounds, seconds = 3, 1
@@ -334,7 +325,7 @@ def run(
         stack.enter_context(harness.pinned(cores.generator))  # our own work, and the database
         folder = stack.enter_context(harness.scratch())
         folder.mkdir()
-        comparison = Comparison(cores, seconds, 1, folder)
+        comparison = Comparison(cores, seconds, folder)
         over_http = [w for w in chosen if w not in DATABASE]
         if over_http:
             everybody = [n for n in names if CONTESTANTS[n].workloads - DATABASE]

@@ -18,7 +18,16 @@ from pathlib import Path
 import harness
 from harness import Cores, Failed, Server
 
-__all__ = ["CONTESTANTS", "DATABASE", "SERVERS", "Contestant", "Place", "missing", "start"]
+__all__ = [
+    "CONTESTANTS",
+    "DATABASE",
+    "SERVERS",
+    "Contestant",
+    "Place",
+    "fluxor",
+    "missing",
+    "start",
+]
 
 SERVERS = Path(__file__).resolve().parent / "servers"
 MOST_CONNECTIONS = 6000
@@ -89,15 +98,16 @@ def _ceiling(place: Place) -> list[str]:
     return [*_script("ceiling.py")(place), "--answer", answer, *flag]
 
 
-def _fluxor(place: Place) -> list[str]:
+def fluxor(place: Place, app: str = "work_fluxor:app", *options: str) -> list[str]:
+    """Return our own command."""
     database = [
         "--database-url", place.url,
         "--database-pool-min", str(place.pool), "--database-pool-max", str(place.pool),
     ] if place.url else []  # fmt: skip
     return [
-        harness.command_of("fluxor-fast"), "serve", "work_fluxor:app", *_common(place),
+        harness.command_of("fluxor-fast"), "serve", app, *_common(place),
         "--log-level", "error", "--graceful-timeout", "1",
-        "--max-connections", str(MOST_CONNECTIONS), *database,
+        "--max-connections", str(MOST_CONNECTIONS), *database, *options,
     ]  # fmt: skip
 
 
@@ -167,7 +177,7 @@ def _robyn(place: Place) -> list[str]:
 
 FIXED = frozenset({"health", "plaintext", "pipelined", "cold", "params"})
 CONTESTANTS = {
-    "fluxor": Contestant("fluxor-fast", _fluxor, workloads=HTTP | DATABASE),
+    "fluxor": Contestant("fluxor-fast", fluxor, workloads=HTTP | DATABASE),
     "ceiling": Contestant("uvloop, constant", _ceiling, workloads=FIXED, constant=True),
     "nginx": Contestant(
         "nginx, constant", _nginx, ("nginx",), FIXED - {"params"}, constant=True

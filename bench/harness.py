@@ -33,6 +33,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
+
 HERE = Path(__file__).resolve().parent
 READY_SECONDS = 60.0  # an embedded database may have to be set up first
 STOP_SECONDS = 15.0
@@ -193,6 +195,17 @@ def command_of(name: str) -> str:
     if found is None:
         raise Failed(f"{name} is not installed (pip install 'fluxor-fast[bench,loadtest]')")
     return found
+
+
+def names_of(text: str, known: Sequence[str]) -> list[str]:
+    """Return the names in a list with commas; ``all`` is all that are known."""
+    if text == "all":
+        return list(known)
+    names = [name.strip().strip("/") for name in text.split(",")]
+    unknown = set(names) - set(known)
+    if unknown:
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    return names
 
 
 # one request

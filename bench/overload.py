@@ -415,17 +415,6 @@ def merge(target: Path, rows: Sequence[dict[str, Any]], before: dict[str, Any]) 
     harness.write_json(target, {**before, "rows": [*known, *rows]})
 
 
-def names_of(text: str, known: Sequence[str]) -> list[str]:
-    """Return the names in a list with commas; ``all`` is all that are known."""
-    if text == "all":
-        return list(known)
-    names = [name.strip().strip("/") for name in text.split(",")]
-    unknown = set(names) - set(known)
-    if unknown:
-        raise click.BadParameter(f"{', '.join(sorted(unknown))}; known: {', '.join(known)}")
-    return names
-
-
 @click.command()
 @click.option("--servers", default="all", help=f"Of {', '.join(CONTESTANTS)}; by commas.")
 @click.option("--routes", default="all", help=f"Of {', '.join(ROUTES)}; by commas.")
@@ -435,7 +424,7 @@ def names_of(text: str, known: Sequence[str]) -> list[str]:
 @click.option("--open/--no-open", "points", default=True, help="The points in an open loop.")
 @click.option("--step/--no-step", default=True, help="The step to 3 × and back.")
 @click.option("--closed/--no-closed", "crowded", default=True, help=f"{CLOSED_USERS} users.")
-@click.option("--soak", "soaked", type=click.FloatRange(0), help="Seconds at 5 ×.  [default: 0]")
+@click.option("--soak", default=0.0, type=click.FloatRange(0), help="Seconds at 5 ×; 0 for none.")
 @click.option("--pool-size", default=10, type=click.IntRange(1), help="Database connections.")
 @click.option("--fresh", is_flag=True, help="Keep nothing of an earlier report.")
 @click.option("--report-only", is_flag=True, help="Measure nothing: table and plots once more.")
@@ -452,7 +441,7 @@ def main(
     points: bool,
     step: bool,
     crowded: bool,
-    soaked: float | None,
+    soak: float,
     pool_size: int,
     fresh: bool,
     report_only: bool,
@@ -460,14 +449,17 @@ def main(
     plots: Path | None,
 ) -> None:
     """Load servers beyond what they can do, and tell what becomes of the requests."""
-    names, chosen = names_of(servers, list(CONTESTANTS)), names_of(routes, list(ROUTES))
+    names, chosen = (
+        harness.names_of(servers, list(CONTESTANTS)),
+        harness.names_of(routes, list(ROUTES)),
+    )
     if not report_only:
         multiples: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0) if quick else FACTORS
         if factors:
             multiples = tuple(float(factor) for factor in factors.split(","))
         length = seconds or (3.0 if quick else 6.0)
         bench = Bench(Cores.of(1), None, length, multiples if points else (), None, pool_size)
-        bench.soak = soaked or 0.0
+        bench.soak = soak
         if step:
             bench.step = (2.0, 4.0, 4.0) if quick else (5.0, 10.0, 5.0)
         run(bench, names, chosen, crowded, target, fresh)

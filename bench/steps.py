@@ -19,7 +19,7 @@ from fluxor_fast import App, Request
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.auth.tokens import Tokens
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
-from tests.test_batch import Bench, HandLoop, Transport
+from tests.test_batch import Bench, HandLoop, Silent
 
 __all__ = ["STEPS", "measure", "reference"]
 
@@ -37,13 +37,6 @@ def reference() -> None:
     orjson.dumps(made)
 
 
-class _Silent(Transport):
-    """A socket that takes everything."""
-
-    def write(self, data: bytes) -> None:
-        pass
-
-
 def _batch(connections: int, depth: int) -> Step:
     app = App()
 
@@ -53,11 +46,7 @@ def _batch(connections: int, depth: int) -> Step:
 
     bench = Bench(app, HandLoop())
     bench.runner.block = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
-    protocols = []
-    for _ in range(connections):
-        protocol = bench.connect()
-        protocol.transport = _Silent()
-        protocols.append(protocol)
+    protocols = [bench.connect(Silent) for _ in range(connections)]
     data = HEAD * depth
 
     def turn() -> None:

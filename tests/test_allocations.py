@@ -10,18 +10,11 @@ import pytest
 
 from fluxor_fast import App, Request
 from tests.support.inprocess import head
-from tests.test_batch import Bench, HandLoop, Transport
+from tests.test_batch import Bench, HandLoop, Silent
 
 REQUESTS = 10_000
 SLACK = 200
 """Blocks that may come or go: caches of the interpreter, a dict that has grown once."""
-
-
-class Silent(Transport):
-    """A socket that takes everything and keeps nothing."""
-
-    def write(self, data: bytes) -> None:
-        self.closing = getattr(self, "closing", False)
 
 
 def make() -> Bench:
@@ -43,8 +36,7 @@ def make() -> Bench:
 
 
 def short(bench: Bench) -> Callable[[int], None]:
-    protocol = bench.connect()
-    protocol.transport = Silent()
+    protocol = bench.connect(Silent)
 
     def ask(number: int) -> None:
         protocol.data_received(head("/"))
@@ -54,8 +46,7 @@ def short(bench: Bench) -> Callable[[int], None]:
 
 
 def pipelined(bench: Bench) -> Callable[[int], None]:
-    protocol = bench.connect()
-    protocol.transport = Silent()
+    protocol = bench.connect(Silent)
 
     def ask(number: int) -> None:
         protocol.data_received(head("/") + head("/text") + head("/"))
@@ -65,8 +56,7 @@ def pipelined(bench: Bench) -> Callable[[int], None]:
 
 
 def with_a_body(bench: Bench) -> Callable[[int], None]:
-    protocol = bench.connect()
-    protocol.transport = Silent()
+    protocol = bench.connect(Silent)
     body = b"x" * 1000
     lines = b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body)
 
@@ -81,8 +71,7 @@ def with_a_body(bench: Bench) -> Callable[[int], None]:
 
 def cold(bench: Bench) -> Callable[[int], None]:
     """Every head is new: the cache of heads fills, and no more."""
-    protocol = bench.connect()
-    protocol.transport = Silent()
+    protocol = bench.connect(Silent)
 
     def ask(number: int) -> None:
         protocol.data_received(head("/")[:-2] + b"X-Number: %d\r\n\r\n" % number)
@@ -93,14 +82,7 @@ def cold(bench: Bench) -> Callable[[int], None]:
 
 def refused(bench: Bench) -> Callable[[int], None]:
     bench.memory.permits[1] = 10**6  # another worker holds all there is
-    protocol = bench.connect()
-    protocol.transport = Silent()
-
-    def ask(number: int) -> None:
-        protocol.data_received(head("/"))
-        bench.loop.turn()
-
-    return ask
+    return short(bench)
 
 
 def dropped(bench: Bench) -> Callable[[int], None]:
@@ -112,8 +94,7 @@ def dropped(bench: Bench) -> Callable[[int], None]:
     )
 
     def ask(number: int) -> None:
-        protocol = bench.connect()
-        protocol.transport = Silent()
+        protocol = bench.connect(Silent)
         protocol.data_received(beginnings[number % 3])
         protocol.connection_lost(None)
         bench.loop.turn()

@@ -109,6 +109,12 @@ class Transport:
         return [int(part[:3]) for part in text.split(b"HTTP/1.1 ")[1:]]
 
 
+class Silent(Transport):
+    """Takes everything and keeps nothing."""
+
+    def write(self, data: bytes) -> None: ...
+
+
 class Bench:
     """A runner with connections to it."""
 
@@ -130,9 +136,9 @@ class Bench:
             open=set(),
         )
 
-    def connect(self) -> HttpProtocol:
+    def connect(self, kind: type[Transport] = Transport) -> HttpProtocol:
         protocol = HttpProtocol(self.service)
-        transport: Any = Transport()
+        transport: Any = kind()
         transport.protocol = protocol
         protocol.connection_made(transport)
         return protocol

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import Any
 
 from overload_work import SQL, WAIT_SECONDS, burn
+from pooled import with_database
 
 from fluxor_fast.app import App
-from fluxor_fast.db.pool import Database
 from fluxor_fast.http.request import Request
 from fluxor_fast.server.batch import BatchRunner
 
 app = App()
+with_database(app)
 
 # How long after it was read a request is refused: what clients see holds the time in which the
 # server leaves them unread, too. Milliseconds, the last for all that is longer.
@@ -29,24 +29,6 @@ def timed(self: BatchRunner, request: Request, reason: str) -> None:
 
 
 BatchRunner._refuse = timed  # type: ignore[method-assign]
-
-
-@app.on_startup
-async def connect() -> None:
-    """Open the pool, if a database is configured."""
-    app.state.database = None
-    if app.settings.database.effective_url is not None:
-        app.state.database = Database.from_settings(app.settings)
-        await app.state.database.open()
-        if not await app.state.database.first_contact():
-            logging.getLogger(__name__).error("no database")
-
-
-@app.on_shutdown
-async def disconnect() -> None:
-    """Close the pool."""
-    if app.state.database is not None:
-        await app.state.database.close()
 
 
 @app.get("/health", priority="exempt")

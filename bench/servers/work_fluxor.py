@@ -5,29 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import work
+from pooled import with_database
 
 from fluxor_fast.app import App
-from fluxor_fast.db.pool import Database
 from fluxor_fast.http.request import Request
 
 app = App()
-
-
-@app.on_startup
-async def connect() -> None:
-    """Open the pool, if a database is configured."""
-    app.state.database = None
-    if app.settings.database.effective_url is not None:
-        app.state.database = Database.from_settings(app.settings)
-        await app.state.database.open()
-        await app.state.database.first_contact()
-
-
-@app.on_shutdown
-async def disconnect() -> None:
-    """Close the pool."""
-    if app.state.database is not None:
-        await app.state.database.close()
+with_database(app)
 
 
 @app.get("/health", priority="exempt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import orjson
 import work
@@ -50,4 +49,3 @@ for _route in range(work.ROUTES):
 
 if __name__ == "__main__":
     app.start(host="127.0.0.1", port=_port)
-    _: Any = None
