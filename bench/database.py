@@ -1,8 +1,10 @@
 """Reads from PostgreSQL: our pool, psycopg's own, and asyncpg's, by number of concurrent readers.
 
-Each reader reads one row by its key, again and again. This process is pinned to the first core and
-PostgreSQL to the second; contestants take turns within each round, so that the machine's drift hits
-all alike. What counts is the CPU of this process per read, and reads per second.
+Each reader reads one row by its key, again and again, and looks whether it got that row. This
+process is pinned to the first core and PostgreSQL to the second; contestants take turns within each
+round, so that the machine's drift hits all alike. What counts is the CPU of this process per read,
+reads per second, and how long the slowest hundredth of reads takes. asyncpg's pool asks the server
+to reset a connection each time it is given back, unless told not to; it is measured both ways.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import click
 import harness
 import uvloop
 from compare_report import spread_of
-from harness import Cores, progress
+from harness import Cores, Failed, progress
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "servers"))
 
@@ -33,28 +36,35 @@ from fluxor_fast.db.pool import Database
 RESULTS = Path(__file__).resolve().parent / "results"
 POOL = 10
 READERS = (1, 20, 200)
-Read = Callable[[], Awaitable[object]]
+Read = Callable[[int], Awaitable[Any]]
 
 
-async def timed(read: Read, readers: int, seconds: float) -> tuple[float, float]:
-    """Return reads per second, and CPU microseconds per read."""
-    until = time.perf_counter() + seconds
-    done = 0
+async def timed(read: Read, readers: int, seconds: float) -> tuple[float, float, float]:
+    """Return reads per second, CPU microseconds per read, and P99 in milliseconds.
+
+    :raises Failed: if a reader gets a row that it did not ask for.
+    """
+    now = time.perf_counter
+    until = now() + seconds
+    took: list[float] = []
 
     async def reader() -> None:
-        nonlocal done
-        while time.perf_counter() < until:
-            await read()
-            done += 1
+        while (began := now()) < until:
+            key = work.key()
+            row = await read(key)
+            took.append(now() - began)
+            if row[0 if isinstance(row, tuple) else "id"] != key:
+                raise Failed(f"asked for row {key} and got {row}")
 
-    started, cpu = time.perf_counter(), time.process_time()
+    started, cpu = now(), time.process_time()
     await asyncio.gather(*(reader() for _ in range(readers)))
     used = time.process_time() - cpu
-    return done / (time.perf_counter() - started), used / done * 1e6
+    rate = len(took) / (now() - started)
+    return rate, used / len(took) * 1e6, sorted(took)[len(took) * 99 // 100] * 1e3
 
 
 async def measure(url: str, rounds: int, seconds: float) -> dict[tuple[int, str], list[Any]]:
-    """Return (rate, CPU) of each round by readers and contestant."""
+    """Return (rate, CPU, P99) of each round by readers and contestant."""
     database = Database(
         url, min_size=POOL, max_size=POOL, timeout=10, max_waiting=1000, lifetime=3600,
         idle=300, statement_timeout=10, connect_timeout=5,
@@ -66,30 +76,36 @@ async def measure(url: str, rounds: int, seconds: float) -> dict[tuple[int, str]
     )
     await plain.open(wait=True)
 
-    async def ours() -> object:
-        return await database.fetch_one(work.SQL, work.key())
+    async def ours(key: int) -> Any:
+        return await database.fetch_one(work.SQL, key)
 
-    async def psycopg_pool() -> object:
+    async def psycopg_pool(key: int) -> Any:
         async with plain.connection() as connection:
-            return await (await connection.execute(work.SQL, (work.key(),))).fetchone()
+            return await (await connection.execute(work.SQL, (key,))).fetchone()
 
-    async def transaction() -> object:
+    async def transaction(key: int) -> Any:
         async with plain.connection() as connection, connection.transaction():
-            return await (await connection.execute(work.SQL, (work.key(),))).fetchone()
+            return await (await connection.execute(work.SQL, (key,))).fetchone()
 
     contestants: dict[str, Read] = {
         "fluxor-fast": ours,
         "psycopg's pool": psycopg_pool,
         "psycopg's pool, transactions": transaction,
     }
-    other: Any = None
+    others: list[Any] = []
     try:
         import asyncpg  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         progress("asyncpg is not installed, and left out")
     else:
-        other = await asyncpg.create_pool(url, min_size=POOL, max_size=POOL)
-        contestants["asyncpg's pool"] = lambda: other.fetchrow(work.SQL_NUMBERED, work.key())
+
+        async def nothing(connection: Any) -> None:
+            """Leave a connection as it is when it is given back."""
+
+        for name, reset in ("asyncpg's pool", None), ("asyncpg's pool, no reset", nothing):
+            pool = await asyncpg.create_pool(url, min_size=POOL, max_size=POOL, reset=reset)
+            others.append(pool)
+            contestants[name] = partial(pool.fetchrow, work.SQL_NUMBERED)
 
     found: dict[tuple[int, str], list[Any]] = {}
     shuffled = random.Random(1)
@@ -104,8 +120,8 @@ async def measure(url: str, rounds: int, seconds: float) -> dict[tuple[int, str]
         progress(f"{readers} readers done")
     await database.close()
     await plain.close()
-    if other is not None:
-        await other.close()
+    for pool in others:
+        await pool.close()
     return {key: found[key] for key in ((n, name) for n in READERS for name in contestants)}
 
 
@@ -130,19 +146,21 @@ def main(rounds: int, seconds: float, target: Path) -> None:
             found = uvloop.run(measure(url, rounds, seconds))
     lines = [
         "| readers | pool | reads/s (least–most) | CPU µs per read (least–most)"
-        " | rate ÷ psycopg's |",
-        "|--:|---|--:|--:|--:|",
+        " | P99 ms (least–most) | rate ÷ psycopg's |",
+        "|--:|---|--:|--:|--:|--:|",
     ]
     rows = []
     for (readers, name), figures in found.items():
-        rates, cpus = ([f[at] for f in figures] for at in (0, 1))
+        rates, cpus, waits = ([f[at] for f in figures] for at in (0, 1, 2))
         base = [f[0] for f in found[readers, "psycopg's pool"]]
         ratio = harness.spread([mine / its for mine, its in zip(rates, base, strict=True)]).median
         lines.append(
             f"| {readers} | {name} | {spread_of(rates, '{:,.0f}')} | {spread_of(cpus, '{:.1f}')}"
-            f" | {ratio:.2f} |"
+            f" | {spread_of(waits, '{:.2f}')} | {ratio:.2f} |"
         )
-        rows.append({"readers": readers, "pool": name, "rates": rates, "cpu_us": cpus})
+        rows.append(
+            {"readers": readers, "pool": name, "rates": rates, "cpu_us": cpus, "p99_ms": waits}
+        )
     versions = harness.versions("fluxor-fast", "psycopg", "psycopg-pool", "asyncpg", "uvloop")
     harness.write_json(target, {"machine": before, "versions": versions, "rows": rows})
     print("\n".join(lines))

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import decimal
 import random
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,8 +17,9 @@ import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from fluxor_fast.db.lane import DEPTH, SLOW, Lane, numbered
+from fluxor_fast.db.lane import DEPTH, SLOW, Lane
 from fluxor_fast.db.pool import Database
+from fluxor_fast.db.prepared import PREPARED, numbered
 from fluxor_fast.errors import DatabaseBusy
 from tests.support.inprocess import until
 from tests.support.pure import run
@@ -57,9 +59,9 @@ def count(database: Database) -> list[int]:
     def counted(lane: Lane) -> None:
         original = lane.send
 
-        def send(query: bytes, arguments: tuple[object, ...]) -> Any:
+        def send(query: bytes, arguments: tuple[object, ...], future: Any) -> None:
             sent[0] += 1
-            return original(query, arguments)
+            original(query, arguments, future)
 
         lane.send = send  # type: ignore[method-assign]
 
@@ -275,7 +277,10 @@ def test_a_lane_takes_so_many_and_no_more(database_url: str) -> None:
             (lane,) = lanes_of(database)
             form = numbered(ECHO)
             assert form is not None
-            futures = [lane.send(form[0], (n,)) for n in range(DEPTH)]
+            loop = asyncio.get_running_loop()
+            futures = [loop.create_future() for _ in range(DEPTH)]
+            for n, future in enumerate(futures):
+                lane.send(form[0], (n,), future)
             assert not lane.open
             assert [await f for f in futures] == [[{"n": n}] for n in range(DEPTH)]
             assert lane.open
@@ -324,5 +329,94 @@ def test_what_may_wait_for_a_lock_has_a_connection_of_its_own(
         async with opened(database_url) as database:
             database._lanes.took(sql, (1,) * sql.count("%s"), 0.0)
             assert bool(database._lanes._quick) == shared
+
+    run(test())
+
+
+def test_who_finds_all_lanes_full_waits_in_line(database_url: str) -> None:
+    async def test() -> None:
+        async with laned(database_url, max_size=2) as database:
+            count = 3 * DEPTH
+            tasks = [asyncio.create_task(database.fetch_one(ECHO, n)) for n in range(count)]
+            await asyncio.sleep(0)
+            assert len(database._lanes._waiting) == count - DEPTH
+            for task in tasks[DEPTH::2]:
+                task.cancel()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [f["n"] for f in found if isinstance(f, dict)] == [
+                n for n in range(count) if n < DEPTH or (n - DEPTH) % 2
+            ]
+
+    run(test())
+
+
+def test_more_than_may_wait_are_refused(database_url: str) -> None:
+    async def test() -> None:
+        async with laned(database_url, max_size=2, max_waiting=10) as database:
+            found = await asyncio.gather(
+                *(database.fetch_one(ECHO, n) for n in range(DEPTH + 15)), return_exceptions=True
+            )
+            assert sum(isinstance(f, dict) for f in found) == DEPTH + 10
+            refused = [f for f in found if isinstance(f, DatabaseBusy)]
+            assert len(refused) == 5
+            assert "too many requests wait" in str(refused[0])
+
+    run(test())
+
+
+def test_who_waits_in_line_goes_elsewhere_when_the_lane_is_held_up(database_url: str) -> None:
+    async def test() -> None:
+        async with laned(database_url, max_size=4) as database:
+            slow: Any = "select pg_sleep(%s)::text as s"
+            await know(database, slow, 0)
+            lanes = len(lanes_of(database))
+            held = [asyncio.create_task(database.fetch_one(slow, 2)) for _ in range(lanes)]
+            behind = [
+                asyncio.create_task(database.fetch_one(ECHO, n)) for n in range(lanes * DEPTH - 2)
+            ]
+            await asyncio.sleep(0)
+            line = await asyncio.gather(*(database.fetch_one(ECHO, n) for n in range(10)))
+            assert line == [{"n": n} for n in range(10)]
+            assert not any(task.done() for task in held)
+            await asyncio.gather(*held, *behind)
+
+    run(test())
+
+
+def test_the_statement_not_used_for_longest_makes_room(database_url: str) -> None:
+    async def test() -> None:
+        async with laned(database_url, max_size=2) as database:
+            statements: list[Any] = [f"select %s::int + {n} as n" for n in range(PREPARED + 30)]
+            for n, sql in enumerate(statements):
+                await know(database, sql, 1)
+                assert await database.fetch_one(sql, 1) == {"n": n + 1}
+                assert await database.fetch_one(statements[0], 1) == {"n": 1}
+            made: Any = (
+                "select array_agg(statement) as all from pg_prepared_statements"
+                " where name like 'lane%%' and %s"
+            )
+            await know(database, made, True)
+            row = await database.fetch_one(made, True)
+            assert row is not None
+            assert len(row["all"]) == PREPARED
+            assert "select $1::int + 0 as n" in row["all"]
+            assert "select $1::int + 1 as n" not in row["all"]
+
+    run(test())
+
+
+def test_a_loop_that_is_late_is_not_a_slow_statement(database_url: str) -> None:
+    async def test() -> None:
+        async with laned(database_url, max_size=2) as database:
+            (lane,) = lanes_of(database)
+            form = numbered(ECHO)
+            assert form is not None
+            for n in range(5):
+                task = asyncio.create_task(database.fetch_one(ECHO, n))
+                await asyncio.sleep(0)
+                assert len(lane) == 1
+                time.sleep(3 * SLOW)  # the loop is busy; the answer lies there
+                assert await task == {"n": n}
+                assert form[0] in database._lanes._quick
 
     run(test())

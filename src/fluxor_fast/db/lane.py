@@ -9,21 +9,20 @@ Rules kept here:
 1. After each statement there is a synchronisation point: each is a transaction of its own, as
    it is in autocommit, and the failure of one is nobody else's.
 2. Answers come in the order of the statements: a slow one holds those behind it. So who calls
-   sends only what is known to be quick (see ``quick``), and looks at ``open`` first.
+   sends only what is known to be quick (see ``quick``), and looks at ``open`` first. Slow is what
+   the server has not answered after ``SLOW``; an answer that waits for our own busy loop is not.
 3. Parameters and rows are adapted by psycopg, as its cursors do, in text format.
 4. A caller that is cancelled is not told; its statement runs, and its answer is dropped.
 5. A lost connection fails all that is under way; nothing is sent twice.
-6. At most ``PREPARED`` statements are prepared; what comes later is sent whole each time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import select
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Final
 
 import psycopg
@@ -32,66 +31,28 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
 
 from fluxor_fast.db.connection import Connection, Row
+from fluxor_fast.db.prepared import Prepared, Statement
 
-__all__ = ["DEPTH", "SLOW", "STALE", "Lane", "numbered"]
+__all__ = ["DEPTH", "SLOW", "STALE", "Lane", "Rows"]
 
 DEPTH: Final = 32
 """Most statements under way on one lane."""
-PREPARED: Final = 100
 SLOW: Final = 0.02
 """Seconds from which on a statement is not quick, and holds up those behind it."""
 STALE: Final = (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName)
 """What the server says when a prepared statement is no longer good, as a column has changed, or
 not there. It has not run then."""
 
-_PLACEHOLDER = re.compile(r"%(.?)", re.DOTALL)
-
-
-@lru_cache(maxsize=1000)
-def numbered(sql: str) -> tuple[bytes, int] | None:
-    """Return ``sql`` with ``$1, $2 …`` for ``%s``, and how many; None for other placeholders."""
-    count = 0
-
-    def number(found: re.Match[str]) -> str:
-        nonlocal count
-        if found[1] == "s":
-            count += 1
-            return f"${count}"
-        if found[1] == "%":
-            return "%"
-        raise LookupError
-
-    try:
-        return _PLACEHOLDER.sub(number, sql).encode(), count
-    except LookupError:
-        return None
-
-
-Key = tuple[bytes, tuple[int, ...]]
-"""A statement and the types of its parameters."""
-
-
-class _Statement:
-    """A prepared statement, and what its rows look like once they are known."""
-
-    __slots__ = ("name", "names", "rows")
-
-    def __init__(self, name: bytes, connection: Connection) -> None:
-        self.name = name
-        self.names: list[str] | None = None
-        self.rows = Transformer(connection)
+Rows = asyncio.Future[list[Row]]
 
 
 class _Sent:
-    """A statement under way."""
+    """A statement under way; without a future it is our own, and what becomes of it no matter."""
 
-    __slots__ = ("error", "future", "key", "preparing", "result", "statement")
+    __slots__ = ("error", "future", "preparing", "result", "statement")
 
-    def __init__(
-        self, future: asyncio.Future[list[Row]], key: Key, statement: _Statement, preparing: bool
-    ) -> None:
+    def __init__(self, future: Rows | None, statement: Statement, preparing: bool) -> None:
         self.future = future
-        self.key = key
         self.statement = statement
         self.preparing = preparing  # and the server has not yet said that it is
         self.result: pq.abc.PGresult | None = None
@@ -116,15 +77,17 @@ class Lane:
     def __init__(self, connection: Connection, quick: set[bytes]) -> None:
         self.connection = connection
         self.closed = False
+        self.slow = False  # the head is; those who come now go elsewhere
         self.on_close: Callable[[], None] = lambda: None
+        self.on_room: Callable[[], None] = lambda: None
         self._quick = quick
         self._pg = connection.pgconn
         self._loop = asyncio.get_running_loop()
         self._sent: deque[_Sent] = deque()
-        self._prepared: dict[Key, _Statement] = {}
-        self._made = 0
+        self._prepared = Prepared(connection)
         self._parameters = Transformer(connection)
         self._writing = False
+        self._timer: asyncio.TimerHandle | None = None
         self._pg.nonblocking = 1
         self._pg.enter_pipeline_mode()
         self._fd = self._pg.socket
@@ -137,50 +100,48 @@ class Lane:
     @property
     def open(self) -> bool:
         """Whether another statement may be sent: it would not stand behind a slow one."""
-        since = self.connection.waits_since
-        return (
-            not self.closed
-            and len(self._sent) < DEPTH
-            and (since is None or time.monotonic() - since < SLOW)
-        )
+        return not self.closed and not self.slow and len(self._sent) < DEPTH
 
-    def send(self, query: bytes, arguments: tuple[object, ...]) -> asyncio.Future[list[Row]]:
-        """Send a statement with ``$1, $2 …``; the future has its rows, or psycopg's error.
-
-        :raises psycopg.Error: if the arguments cannot be adapted; nothing is sent then.
-        """
+    def send(self, query: bytes, arguments: tuple[object, ...], future: Rows) -> None:
+        """Send a statement with ``$1, $2 …``; the future gets its rows, or what went wrong."""
         parameters = self._parameters
-        values = parameters.dump_sequence(arguments, [PyFormat.AUTO] * len(arguments))
-        types, formats = parameters.types or (), parameters.formats
-        key = (query, tuple(types))
-        statement = self._prepared.get(key)
-        preparing = False
-        future: asyncio.Future[list[Row]] = self._loop.create_future()
-        pg = self._pg
         try:
-            if statement is not None:
-                pg.send_query_prepared(statement.name, values, formats)
-            elif len(self._prepared) < PREPARED:
-                preparing = True
-                self._made += 1
-                statement = _Statement(b"lane%d" % self._made, self.connection)
-                self._prepared[key] = statement
-                pg.send_prepare(statement.name, query, types)
-                pg.send_query_prepared(statement.name, values, formats)
-            else:
-                statement = _Statement(b"", self.connection)
-                pg.send_query_params(query, values, types, formats)
-            pg.pipeline_sync()
-            if pg.flush() and not self._writing:
-                self._writing = True
-                self._loop.add_writer(self._fd, self._write)
+            values = parameters.dump_sequence(arguments, [PyFormat.AUTO] * len(arguments))
+        except Exception as error:  # nothing is sent then
+            future.set_exception(error)
+            return
+        key = (query, tuple(parameters.types or ()))
+        statement = self._prepared.get(key)
+        preparing = statement is None
+        try:
+            if statement is None:
+                statement, gone = self._prepared.add(key)
+                if gone is not None:
+                    self._deallocate(gone)
+                self._pg.send_prepare(statement.name, query, key[1])
+            self._pg.send_query_prepared(statement.name, values, parameters.formats)
+            self._sync(_Sent(future, statement, preparing))
         except psycopg.OperationalError as error:
             self.close(error)
-            raise
+            if not future.done():
+                future.set_exception(psycopg.OperationalError(str(error)))
+
+    def _deallocate(self, statement: Statement) -> None:
+        self._pg.send_query_params(b"deallocate " + statement.name, None)
+        self._sync(_Sent(None, statement, False))
+
+    def _sync(self, one: _Sent) -> None:
+        """End a statement that was written."""
+        pg = self._pg
+        pg.pipeline_sync()
+        if pg.flush() and not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._write)
         if not self._sent:
             self.connection.waits_since = time.monotonic()
-        self._sent.append(_Sent(future, key, statement, preparing))
-        return future
+            if self._timer is None:
+                self._timer = self._loop.call_later(SLOW, self._look)
+        self._sent.append(one)
 
     def _write(self) -> None:
         try:
@@ -192,12 +153,24 @@ class Lane:
             self._writing = False
             self._loop.remove_writer(self._fd)
 
+    def _look(self) -> None:
+        """See whether the head is slow, about every ``SLOW`` while anything is under way."""
+        self._timer = None
+        since = self.connection.waits_since
+        if since is None:
+            return
+        waited = time.monotonic() - since
+        if waited >= SLOW and not self.slow:
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            if not poll.poll(0):
+                self.slow = True
+                self._quick.discard(self._sent[0].statement.key[0])
+        self._timer = self._loop.call_later(SLOW - waited if waited < SLOW else SLOW, self._look)
+
     def _read(self) -> None:
         pg, sent = self._pg, self._sent
-        head = sent[0] if sent else None
-        now, since = time.monotonic(), self.connection.waits_since
-        if sent and since is not None and now - since >= SLOW:
-            self._quick.discard(sent[0].key[0])
+        settled = False
         try:
             pg.consume_input()
             while sent and not pg.is_busy():
@@ -208,6 +181,7 @@ class Lane:
                 first = sent[0]
                 if status == pq.ExecStatus.PIPELINE_SYNC:
                     sent.popleft()
+                    settled = True
                     self._settle(first)
                 elif status == pq.ExecStatus.FATAL_ERROR:
                     first.error = first.error or error_from_result(result)
@@ -218,26 +192,28 @@ class Lane:
         except psycopg.OperationalError as error:
             self.close(error)
             return
-        if sent:
-            if sent[0] is not head:
-                self.connection.waits_since = now
-        else:
-            self.connection.waits_since = None
-            if pg.status != pq.ConnStatus.OK:
-                self.close(psycopg.OperationalError("the connection is lost"))
+        if settled:
+            self.slow = False
+            self.connection.waits_since = time.monotonic() if sent else None
+            self.on_room()
+        if not sent and pg.status != pq.ConnStatus.OK:
+            self.close()
 
     def _settle(self, one: _Sent) -> None:
         """Hand the rows, or the error, to the caller."""
-        future = one.future
-        if one.error is not None:
-            if one.preparing or isinstance(one.error, STALE):  # the next one prepares it anew
-                self._prepared.pop(one.key, None)
-            _fail(future, one.error)
+        future, error = one.future, one.error
+        if future is None:
+            return
+        if error is not None:
+            stale = one.preparing or isinstance(error, STALE)
+            if stale and self._prepared.drop(one.statement) and not one.preparing:
+                self._deallocate(one.statement)
+            _fail(future, error)
         elif not future.done():
             try:
                 future.set_result(self._rows(one))
-            except Exception as error:  # a value that psycopg cannot read
-                _fail(future, error)
+            except Exception as unread:  # a value that psycopg cannot read
+                _fail(future, unread)
 
     def _rows(self, one: _Sent) -> list[Row]:
         result, statement = one.result, one.statement
@@ -256,16 +232,20 @@ class Lane:
         ]
 
     def close(self, error: Exception | None = None) -> None:
-        """End the lane and its connection; what is under way fails with ``error``."""
+        """End the lane and its connection; what is under way fails with the text of ``error``."""
         if self.closed:
             return
         self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._loop.remove_reader(self._fd)
         if self._writing:
             self._loop.remove_writer(self._fd)
         self._pg.finish()
-        lost = error or psycopg.OperationalError("the connection was closed")
+        lost = str(error or "the connection was closed")
         while self._sent:
-            _fail(self._sent.popleft().future, lost)
+            future = self._sent.popleft().future
+            if future is not None:
+                _fail(future, psycopg.OperationalError(lost))
         self.connection.waits_since = None
         self.on_close()

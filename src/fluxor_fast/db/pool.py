@@ -11,8 +11,8 @@ what handlers use. Rules kept here:
 3. A connection is looked at before it is lent (``is_stale``), so a restart of the server fails
    only the requests that were on it at the time, not one per idle connection afterwards.
    Nothing is ever sent twice.
-4. What is fetched outside a transaction shares connections, if it is known to be quick (see
-   ``lanes``); it is a transaction of its own either way.
+4. What is read outside a transaction shares connections, if it is known to be quick (see
+   ``lanes``); it is a transaction of its own either way. Writes never do.
 5. Sizes are per worker: their sum over the workers never exceeds the instance's, nor what the
    server's ``max_connections`` leaves to ordinary users.
 """
@@ -32,7 +32,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 from fluxor_fast.db.connection import Connection, Row, hang_up, is_stale
 from fluxor_fast.db.keeper import CHECK_SECONDS, Keeper, Options, Pool
 from fluxor_fast.db.lane import STALE
-from fluxor_fast.db.lanes import Lanes
+from fluxor_fast.db.lanes import Elsewhere, Lanes
 from fluxor_fast.errors import BootError, DatabaseBusy
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Database:
                 publish=publish,
             ),
         )
-        self._lanes = Lanes(self._keeper, lifetime)
+        self._lanes = Lanes(self._keeper, lifetime, timeout, max(1, max_waiting))
 
     @classmethod
     def from_settings(cls, settings: Settings, **options: Any) -> Self:
@@ -165,8 +165,10 @@ class Database:
                 rows = await sent
                 self._keeper.served += 1
                 return rows
-        except STALE:
+        except (*STALE, Elsewhere):
             pass  # it has not run
+        except (PoolTimeout, TooManyRequests) as error:
+            raise _no_room(error) from None
         except psycopg.OperationalError as error:
             # what the server itself says has a state; 57P is what it says as it hangs up
             raise self._busy(error, (error.sqlstate or "57P").startswith("57P")) from error
@@ -255,9 +257,14 @@ class Database:
                 await connection.close()
                 await pool.putconn(connection)
                 self._keeper.doubt()
-        except PoolTimeout:
-            raise DatabaseBusy("no database connection became free in time, try again") from None
-        except TooManyRequests:
-            raise DatabaseBusy("too many requests wait for the database, try again") from None
+        except (PoolTimeout, TooManyRequests) as error:
+            raise _no_room(error) from None
         except psycopg.OperationalError:  # PoolClosed: the keeper found the database away
             raise DatabaseBusy("the database is away, try again") from None
+
+
+def _no_room(error: Exception) -> DatabaseBusy:
+    """Return what a request is told that waited too long, or among too many."""
+    if isinstance(error, PoolTimeout):
+        return DatabaseBusy("no database connection became free in time, try again")
+    return DatabaseBusy("too many requests wait for the database, try again")

@@ -15,9 +15,9 @@ async def hold(request: Request) -> dict[str, int]:
     seconds = float(request.head.query or 60)
     until = time.monotonic() + seconds
     while not GATE.exists():
-        if request.head.query and time.monotonic() > until:
-            break
         if time.monotonic() > until:
+            if request.head.query:
+                break
             raise HTTPError(500, "nobody opened the gate")
         await asyncio.sleep(0.01)
     return {"pid": os.getpid()}
