@@ -573,3 +573,106 @@ def test_the_cache_goes_on_while_it_hits() -> None:
         ask(heads, numbered(n))
         ask(heads, numbered(n))
     assert len(heads.found) == 1024
+
+
+# A head that differs from known ones in what means nothing to the server
+
+
+PLAIN = [b"X-Number: 1", b"authorization:  Bearer a.b.c \t", b"Cookie:", b"X-Request-ID: abc-1"]
+MEANT = [
+    b"Host: a",
+    b"Host: b",
+    b"Content-Length: 3",
+    b"Content-Length: 4",
+    b"Transfer-Encoding: chunked",
+    b"Connection: close",
+    b"Connection: upgrade",
+    b"Upgrade: h2c",
+    b"Expect: 100-continue",
+    b"X-Request-Timeout-Ms: 250",
+]
+BROKEN = [
+    b"X-\x01: 1",
+    b"X : 1",
+    b" folded",
+    b"X: a\rb",
+    b"X: a\nb",
+    b"X: \x00",
+    b"X: \x7f",
+    b": 1",
+]
+REQUEST_LINES = [
+    b"GET / HTTP/1.1",
+    b"GET /?q=1&r=%20\xff HTTP/1.1",
+    b"GET /?#x HTTP/1.1",
+    b"POST /items/12?a?b HTTP/1.1",
+    b"HEAD //nowhere HTTP/1.1",
+    b"GET http://a/ HTTP/1.1",
+    b"GET / HTTP/1.0",
+    b"GET / HTTP/1.2",
+    b"OPTIONS * HTTP/1.1",
+    b"GET /\xc3\xa4 HTTP/1.1",
+    b"BREW / HTTP/1.1",
+    b"GET  / HTTP/1.1",
+    b"GET /" + b"x" * 200 + b" HTTP/1.1",
+]
+heads_of_lines = st.builds(
+    lambda first, lines: b"\r\n".join([first, *lines]) + b"\r\n\r\n",
+    st.one_of(st.just(REQUEST_LINES[0]), st.sampled_from(REQUEST_LINES)),
+    st.lists(
+        st.one_of(
+            st.sampled_from(MEANT[:3]),
+            st.sampled_from(PLAIN),
+            st.sampled_from(MEANT),
+            st.sampled_from(BROKEN),
+            st.binary(min_size=1, max_size=12).map(lambda value: b"X-Any: " + value),
+            st.binary(min_size=1, max_size=6).map(lambda name: name + b": x"),
+        ),
+        max_size=6,
+    ),
+)
+
+
+def _outcome(parsing: Any, raw: bytes) -> Any:
+    try:
+        return vars(parsing(raw))
+    except HTTPError as error:
+        return error.status, str(error)
+
+
+@given(st.lists(heads_of_lines, min_size=1, max_size=30))
+@examples(300)
+def test_what_other_heads_have_taught_changes_no_meaning(raws: list[bytes]) -> None:
+    cache = HeadCache(ROUTER, LIMITS, lambda: 0)
+    cache.parse(get())  # the plainest is known in any case
+    for raw in raws:
+        assert _outcome(cache.parse, raw) == _outcome(parse, raw), raw
+
+
+def test_a_head_that_is_new_in_plain_fields_only_is_read_without_the_parser(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = HeadCache(ROUTER, LIMITS, lambda: 0)
+    cache.parse(get(b"Connection: close"))
+    expected = vars(parse(get(b"X-Number: 7", b"Connection: close", b"X-Request-ID: me")))
+    monkeypatch.setattr("fluxor_fast.server.heads.parse_head", None)
+    head = cache.parse(get(b"X-Number: 7", b"Connection: close", b"X-Request-ID: me"))
+    assert vars(head) == expected
+    with pytest.raises(TypeError):  # the same fields in another order were never judged
+        cache.parse(get(b"Connection: close", b"Connection: close"))
+
+
+def test_nothing_is_remembered_of_fields_that_mean_nothing_to_the_server() -> None:
+    cache = HeadCache(ROUTER, LIMITS, lambda: 0, longest=40)
+    cache.parse(get(b"Authorization: Bearer secret", b"Cookie: secret"))
+    cache.parse(get(b"Authorization: Bearer secret2", b"Cookie: secret"))
+    assert not cache.found
+    assert b"secret" not in repr((cache._lines, cache._meanings)).encode()
+
+
+def test_what_is_learned_is_bounded() -> None:
+    cache = HeadCache(ROUTER, LIMITS, lambda: 0)
+    for number in range(3 * HeadCache.MEANINGS):
+        cache.parse(host(b"h%d" % number))
+        assert len(cache._meanings) <= HeadCache.MEANINGS
+        assert len(cache._lines) <= 2 * HeadCache.MEANINGS

@@ -79,7 +79,6 @@ class Head:
     # no __slots__: cached properties live in __dict__, and a head is made once for many requests
     def __init__(
         self,
-        *,
         method: str,
         path: str,
         query: bytes,
@@ -90,6 +89,7 @@ class Head:
         expects_continue: bool = False,
         request_id: bytes | None = None,
         timeout: float | None = None,
+        *,
         route: Route,
         params: dict[str, Any] | None = None,
     ) -> None:

@@ -7,6 +7,12 @@ routes do not change while a worker lives, so it changes nothing but speed.
 Bounds: ``entries`` heads of at most ``longest`` bytes each, the oldest entry leaves first. While
 nearly every head is new the cache stops storing, and tries again later.
 
+A head that is new mostly differs from others in fields that mean nothing to the server itself: a
+token, a trace, a cookie. ``HeadCache.parse`` takes such a head apart itself if its request line is
+of the plain form, if it knows every line of it that is in ``_MEANT`` from a head that
+``parse_head`` accepted, and if the others are well-formed; what those lines meant together is
+remembered (``_Meaning``), nothing of the other lines is. All else goes to ``parse_head``.
+
 What a head must fulfil here, beyond what httptools (llhttp) checks (RFC 9112 unless said):
 
 1. Lines end with CRLF; no bare CR or LF, no NUL, no folded lines (sections 2.2 and 5.2).
@@ -41,6 +47,17 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_PLAIN_LINE = re.compile(
+    rb"(GET|HEAD|POST|PUT|PATCH|DELETE) (/[\x21\x24-\x3e\x40-\x7e]*)(?:\?([\x21\x24-\x7e]*))?"
+    rb" HTTP/1\.1"
+).fullmatch
+_PLAIN_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)").fullmatch
+_MEANT = frozenset(
+    b"host content-length transfer-encoding connection expect x-request-timeout-ms upgrade"
+    b" proxy-connection".split()
+)
+"""Fields that say something to this server, or to httptools."""
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +68,16 @@ class Limits:
     target: int = 8 * 1024
     headers: int = 100
     body: int = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """What the fields in ``_MEANT`` say together, in HTTP/1.1."""
+
+    length: int
+    keep_alive: bool
+    expects_continue: bool
+    timeout: float | None
 
 
 class _Fields:
@@ -206,6 +233,7 @@ class HeadCache:
 
     REVIEW: Final = 512  # misses between two looks at whether storing pays
     REST: Final = 8192  # misses for which a cache that did not pay stores nothing
+    MEANINGS: Final = 256  # kept; when there are more they are all forgotten
 
     def __init__(
         self,
@@ -225,13 +253,19 @@ class HeadCache:
         self._countdown = self.REVIEW
         self._served_then = 0
         self._storing = entries > 0
+        self._lines: dict[bytes, tuple[bytes, bytes]] = {}  # those that are meant, as fields
+        self._meanings: dict[bytes, _Meaning] = {}  # by those lines, in their order
 
     def parse(self, raw: bytes) -> Head:
         """Return the head in ``raw``, which is not in the cache, and remember it.
 
         :raises HTTPError: as ``parse_head``; what is refused is never remembered.
         """
-        head = parse_head(raw, self._router, self.limits)
+        head = self._from_known(raw)
+        if head is None:
+            head = parse_head(raw, self._router, self.limits)
+            if head.http_11 and self._entries:
+                self._learn(raw, head)
         self._countdown -= 1
         if self._countdown == 0:
             self._review()
@@ -241,6 +275,74 @@ class HeadCache:
                 del found[next(iter(found))]
             found[raw] = head
         return head
+
+    def _from_known(self, raw: bytes) -> Head | None:
+        """Return the head if it is of the plain form and what it means is known."""
+        lines = raw.split(b"\r\n")  # the last two are empty: the end of the head
+        line = _PLAIN_LINE(lines[0])
+        count = len(lines) - 3
+        if line is None or len(lines[0]) > self.limits.target or count > self.limits.headers:
+            return None
+        known = self._lines
+        fields: list[tuple[bytes, bytes]] = []
+        meant: list[bytes] = []
+        request_id: bytes | None = None
+        for text in lines[1:-2]:
+            field = known.get(text)
+            if field is not None:
+                meant.append(text)
+            else:
+                match = _PLAIN_FIELD(text)
+                if match is None:
+                    return None
+                name, value = match.groups()
+                name = name.lower()
+                if name in _MEANT:
+                    return None
+                value = value.strip(b" \t")
+                field = (name, value)
+                if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                    request_id = value
+            fields.append(field)
+        meaning = self._meanings.get(b"\r\n".join(meant))
+        if meaning is None:
+            return None
+        method, target, query = line.groups()
+        name_of_method, path = _METHODS[method], target.decode("ascii")
+        route, params = self._router.match(name_of_method, path)
+        return Head(
+            name_of_method,
+            path,
+            query or b"",
+            True,
+            tuple(fields),
+            meaning.length,
+            meaning.keep_alive,
+            meaning.expects_continue,
+            request_id,
+            meaning.timeout,
+            route=route,
+            params=params,
+        )
+
+    def _learn(self, raw: bytes, head: Head) -> None:
+        """Remember what the fields that are meant said in ``head``."""
+        lines = raw.split(b"\r\n")[1:-2]
+        meant = [
+            (line, field)
+            for line, field in zip(lines, head.raw_headers, strict=True)
+            if field[0] in _MEANT
+        ]
+        key = b"\r\n".join(line for line, _ in meant)
+        if len(key) > self._longest:
+            return
+        if len(self._meanings) >= self.MEANINGS:
+            self._meanings.clear()
+            self._lines.clear()
+        self._lines.update(meant)
+        self._meanings[key] = _Meaning(
+            head.length, head.keep_alive, head.expects_continue, head.timeout
+        )
 
     def _review(self) -> None:
         served = self._served()
