@@ -178,7 +178,7 @@ class Worker:
         self._sweep(service)
         # libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
         # milliseconds: with one listener, a health check behind a thousand new connections waits
-        # seconds. Each further handle of the listener costs a new connection 0.4 us.
+        # seconds. Each further handle costs a new connection one more look at the listener.
         servers = [
             await loop.create_server(
                 lambda: HttpProtocol(service), sock=each, backlog=self.settings.server.backlog
