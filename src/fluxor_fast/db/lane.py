@@ -33,7 +33,7 @@ from psycopg.errors import error_from_result
 from fluxor_fast.db.connection import Connection, Row
 from fluxor_fast.db.prepared import Prepared, Statement
 
-__all__ = ["DEPTH", "SLOW", "STALE", "Lane", "Rows"]
+__all__ = ["DEPTH", "SLOW", "STALE", "Lane", "Rows", "fail"]
 
 DEPTH: Final = 32
 """Most statements under way on one lane."""
@@ -59,7 +59,7 @@ class _Sent:
         self.error: psycopg.Error | None = None
 
 
-def _fail(future: asyncio.Future[list[Row]], error: Exception) -> None:
+def fail(future: Rows, error: Exception) -> None:
     """Hand ``error`` to the caller, unless it is gone."""
     if not future.done():
         future.set_exception(error)
@@ -108,7 +108,7 @@ class Lane:
         try:
             values = parameters.dump_sequence(arguments, [PyFormat.AUTO] * len(arguments))
         except Exception as error:  # nothing is sent then
-            future.set_exception(error)
+            fail(future, error)
             return
         key = (query, tuple(parameters.types or ()))
         statement = self._prepared.get(key)
@@ -123,8 +123,7 @@ class Lane:
             self._sync(_Sent(future, statement, preparing))
         except psycopg.OperationalError as error:
             self.close(error)
-            if not future.done():
-                future.set_exception(psycopg.OperationalError(str(error)))
+            fail(future, psycopg.OperationalError(str(error)))
 
     def _deallocate(self, statement: Statement) -> None:
         self._pg.send_query_params(b"deallocate " + statement.name, None)
@@ -208,12 +207,12 @@ class Lane:
             stale = one.preparing or isinstance(error, STALE)
             if stale and self._prepared.drop(one.statement) and not one.preparing:
                 self._deallocate(one.statement)
-            _fail(future, error)
+            fail(future, error)
         elif not future.done():
             try:
                 future.set_result(self._rows(one))
             except Exception as unread:  # a value that psycopg cannot read
-                _fail(future, unread)
+                fail(future, unread)
 
     def _rows(self, one: _Sent) -> list[Row]:
         result, statement = one.result, one.statement
@@ -246,6 +245,6 @@ class Lane:
         while self._sent:
             future = self._sent.popleft().future
             if future is not None:
-                _fail(future, psycopg.OperationalError(lost))
+                fail(future, psycopg.OperationalError(lost))
         self.connection.waits_since = None
         self.on_close()

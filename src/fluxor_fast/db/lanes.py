@@ -25,7 +25,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 
 from fluxor_fast.db.connection import is_stale
 from fluxor_fast.db.keeper import Keeper, Pool
-from fluxor_fast.db.lane import SLOW, Lane, Rows
+from fluxor_fast.db.lane import SLOW, Lane, Rows, fail
 from fluxor_fast.db.prepared import numbered, reads
 
 __all__ = ["Elsewhere", "Lanes"]
@@ -150,18 +150,14 @@ class Lanes:
             self._give_up()
         limit = time.monotonic() - self._timeout
         while self._waiting and self._waiting[0].since < limit:
-            future = self._waiting.popleft().future
-            if not future.done():
-                future.set_exception(PoolTimeout())
+            fail(self._waiting.popleft().future, PoolTimeout())
         if self._waiting:
             self._timer = asyncio.get_running_loop().call_later(SLOW, self._look)
 
     def _give_up(self) -> None:
         """Send all who wait elsewhere."""
         while self._waiting:
-            future = self._waiting.popleft().future
-            if not future.done():
-                future.set_exception(Elsewhere())
+            fail(self._waiting.popleft().future, Elsewhere())
 
     async def _add(self, pool: Pool) -> None:
         """Open a lane on a connection of the pool, if one is to be had at once."""

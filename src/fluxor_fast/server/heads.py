@@ -47,8 +47,9 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
 _PLAIN_LINE = re.compile(
-    rb"(GET|HEAD|POST|PUT|PATCH|DELETE) (/[\x21\x24-\x3e\x40-\x7e]*)(?:\?([\x21\x24-\x7e]*))?"
+    rb"(" + b"|".join(_METHODS) + rb") (/[\x21\x24-\x3e\x40-\x7e]*)(?:\?([\x21\x24-\x7e]*))?"
     rb" HTTP/1\.1"
 ).fullmatch
 _PLAIN_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)").fullmatch
@@ -57,7 +58,6 @@ _MEANT = frozenset(
     b" proxy-connection".split()
 )
 """Fields that say something to this server, or to httptools."""
-_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
 
 
 @dataclass(frozen=True, slots=True)
