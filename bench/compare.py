@@ -36,9 +36,8 @@ READERS = 64
 POOL = 10
 PACKAGES = (
     "fluxor-fast", "uvloop", "httptools", "orjson", "psycopg", "granian", "uvicorn", "gunicorn",
-    "uvicorn-worker", "sanic", "robyn", "blacksheep", "falcon", "fastpysgi", "asyncpg",
+    "uvicorn-worker", "sanic", "robyn", "socketify", "blacksheep", "falcon", "fastpysgi", "asyncpg",
 )  # fmt: skip
-LEFT_OUT = {"socketify": "not written for yet; it comes as a source archive with a built library"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Comparison:
         self.seconds = seconds
         self.folder = folder
         self.found: dict[Cell, list[Round]] = {}
-        self.left_out: dict[str, str] = dict(LEFT_OUT)
+        self.left_out: dict[str, str] = {}
         self._warm: set[Cell] = set()
 
     def place(self, **more: Any) -> Place:
@@ -133,13 +132,11 @@ class Comparison:
                     self.left_out[name] = reason
                     continue
                 mine = [w for w in workloads if w in CONTESTANTS[name].workloads]
-                try:
-                    one = None
-                    for workload in mine:
-                        expected = self.ask(ours, workload)
-                        if name == "fluxor":
-                            one = ours
-                        elif name == "ceiling":
+                one = ours if name == "fluxor" else None
+                for workload in mine:
+                    expected = self.ask(ours, workload)
+                    try:
+                        if name == "ceiling":
                             pipelined = workload == "pipelined"
                             place = self.place(answer=expected.raw, pipelined=pipelined)
                             one = stack.enter_context(start(name, place, self.cores))
@@ -148,11 +145,11 @@ class Comparison:
                             one = stack.enter_context(start(name, place, self.cores))
                         check(workload, name, self.ask(one, workload), expected)
                         running[workload, name] = one
-                except (Failed, OSError, ValueError) as error:
-                    self.left_out[name] = str(error)
-                    progress(f"{name} is left out: {error}")
-                    for workload in mine:
-                        running.pop((workload, name), None)
+                    except (Failed, OSError, ValueError) as error:
+                        self.left_out[f"{name}, {workload}"] = str(error)
+                        progress(f"{name} is left out of {workload}: {error}")
+                        if one is None:  # it does not start
+                            break
             yield running
 
     def measure(
@@ -263,7 +260,7 @@ def scaling(folder: Path, seconds: float, rounds: int) -> dict[str, list[float]]
 @click.option("--connections", default="64,1000,3350", help="Of the health workload, by commas.")
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Counted runs of each.")
 @click.option("--seconds", default=2, type=click.IntRange(1), help="Length of a counted run.")
-@click.option("--quick", is_flag=True, help="3 rounds of 1 s, 64 connections.")
+@click.option("--quick", is_flag=True, help="At most 3 rounds, of 1 s; 64 connections.")
 @click.option("--scaling/--no-scaling", "scales", default=True, help="One worker against two.")
 @click.option("--report-only", is_flag=True, help="Measure nothing: the report once more.")
 @click.option("--json", "target", default=RESULTS / "compare.json", type=click.Path(path_type=Path))
@@ -288,7 +285,7 @@ def main(
         )
         counts = [64] if quick else [int(count) for count in connections.split(",")]
         if quick:
-            rounds, seconds = 3, 1
+            rounds, seconds = min(rounds, 3), 1
         try:
             harness.write_json(target, run(names, chosen, counts, rounds, seconds, scales))
         except Failed as error:

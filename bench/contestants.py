@@ -119,11 +119,11 @@ def _uvicorn(app: str) -> Callable[[Place], list[str]]:
     ]  # fmt: skip
 
 
-def _granian(interface: str, app: str) -> Callable[[Place], list[str]]:
+def _granian(interface: str, app: str, *options: str) -> Callable[[Place], list[str]]:
     return lambda place: [
         harness.command_of("granian"), *_common(place), "--log-level", "error",
         "--interface", interface, "--loop", "uvloop", "--http", "1", "--no-ws",
-        "--runtime-threads", "1", "--no-access-log", "--working-dir", str(SERVERS), app,
+        "--runtime-threads", "1", "--no-access-log", "--working-dir", str(SERVERS), *options, app,
     ]  # fmt: skip
 
 
@@ -186,6 +186,12 @@ CONTESTANTS = {
     "granian-rsgi": Contestant(
         "granian RSGI, raw", _granian("rsgi", "work_rsgi:app"), ("granian",)
     ),
+    "granian-flush": Contestant(
+        "granian RSGI, raw, pipeline flush",
+        _granian("rsgi", "work_rsgi:app", "--http1-pipeline-flush"),
+        ("granian",),
+        frozenset({"pipelined"}),
+    ),
     "granian-asgi": Contestant(
         "granian ASGI, raw", _granian("asgi", "work_asgi:app"), ("granian",)
     ),
@@ -198,6 +204,10 @@ CONTESTANTS = {
     "gunicorn": Contestant("gunicorn, uvicorn worker, raw", _gunicorn, ("gunicorn",)),
     "sanic": Contestant("sanic", _script("work_sanic.py"), ("sanic",)),
     "robyn": Contestant("robyn", _robyn, ("robyn",)),
+    "socketify": Contestant(
+        # its coroutines lose answers under load: no bodies
+        "socketify", _script("work_socketify.py"), ("socketify",), HTTP - {"echo1k", "echo17k"}
+    ),
     "blacksheep": Contestant(
         "BlackSheep on uvicorn", _uvicorn("work_blacksheep:app"), ("blacksheep", "uvicorn")
     ),

@@ -89,6 +89,20 @@ def test_promises_tell_what_is_kept_what_is_not_and_what_was_not_measured() -> N
     assert "- peer: it is not installed" in text
 
 
+def test_a_verdict_on_rates_that_were_the_generators_says_so() -> None:
+    ours, theirs = result("health", 64, "fluxor", [10]), result("health", 64, "fasthttp", [10])
+    theirs["figures"]["generator_bound"] = True
+    text = compare_report.markdown(report_of(ours, theirs))
+    assert "| `/health`, 64 connections: RPS ÷ fasthttp ≥ 1.1 | 1.00 |" in text
+    assert text.count("rates are the generator's") == 1
+
+
+def test_a_latency_that_wrk_could_not_tell_is_no_figure() -> None:
+    one = result("pipelined", 64, "fluxor", [10])
+    one["figures"]["p99_ms"]["median"] = 0.0
+    assert " 1.00, – " in compare_report.markdown(report_of(one))
+
+
 @pytest.mark.parametrize("size", [1_000, 17_000])
 def test_a_document_has_its_size_and_is_the_same_for_every_encoder(size: int) -> None:
     import orjson
