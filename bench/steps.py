@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import orjson
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fluxor_fast import App, Request
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.auth.tokens import Tokens
+from fluxor_fast.routing import Route, Router
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from tests.test_batch import Bench, HandLoop, Silent
 
@@ -37,27 +39,46 @@ def reference() -> None:
     orjson.dumps(made)
 
 
-def _batch(connections: int, depth: int) -> Step:
+def _batch(connections: int, depth: int, path: str = "/", *, cold: bool = False) -> Step:
     app = App()
 
     @app.get("/")
     def home(request: Request) -> dict[str, object]:
         return {**DOCUMENT, "timestamp": int(time.time())}
 
+    @app.get("/text")
+    def text(request: Request) -> str:
+        return "Hello, World!"
+
     bench = Bench(app, HandLoop())
     bench.runner.block = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
     protocols = [bench.connect(Silent) for _ in range(connections)]
-    data = HEAD * depth
+    head = HEAD.replace(b" / ", b" %b " % path.encode())
+    data = head * depth
+    numbers = count()
 
-    def turn() -> None:
+    def known() -> None:
         for protocol in protocols:
             protocol.data_received(data)
         while bench.runner.busy:
             bench.loop.turn()
 
-    protocols[0].data_received(HEAD)  # the head is known from now on
+    def new() -> None:
+        for protocol in protocols:
+            protocol.data_received(head[:-2] + b"X-Number: %d\r\n\r\n" % next(numbers))
+        while bench.runner.busy:
+            bench.loop.turn()
+
+    protocols[0].data_received(head)  # the head is known from now on
     bench.loop.run()
-    return turn, connections * depth
+    return (new if cold else known), connections * depth
+
+
+def _routing(path: str) -> Step:
+    router = Router(
+        Route("GET", f"/r{n}/items/{{item:int}}", lambda request, item: None) for n in range(300)
+    )
+    return lambda: router.match("GET", path), 1
 
 
 def _admission() -> Step:
@@ -91,6 +112,9 @@ STEPS: dict[str, Callable[[], Step]] = {
     "short_16": lambda: _batch(16, 1),
     "short_1": lambda: _batch(1, 1),
     "pipelined": lambda: _batch(16, 16),
+    "cold_16": lambda: _batch(16, 1, cold=True),
+    "text_16": lambda: _batch(16, 1, "/text"),
+    "routed": lambda: _routing("/r150/items/42"),
     "admission_16": _admission,
     "token_issued": lambda: _tokens()["token_issued"],
     "token_verified": lambda: _tokens()["token_verified"],
