@@ -269,6 +269,23 @@ def test_endless_empty_lines_are_nothing() -> None:
         assert not it.partial
 
 
+@pytest.mark.parametrize(
+    "data",
+    [GET, post("/", b"secret"), sent_in_chunks(chunked(b"secret")), GET + b"\r\n", GET + GET],
+)
+def test_an_idle_connection_keeps_nothing_of_what_it_sent(data: bytes) -> None:
+    """Thousands of them would hold a packet each, and a token longer than it is needed."""
+    for pieces in ([data], single(data)):
+        it = reader()
+        for piece in pieces:
+            it.feed(piece)
+            while it.next() is not None:
+                pass
+        assert not it.partial
+        held = (getattr(it, name) for name in Reader.__slots__)
+        assert not any(isinstance(one, bytes) and one for one in held)
+
+
 def test_partial_and_in_body_tell_where_the_reader_stands() -> None:
     it = reader()
     seen = []

@@ -157,7 +157,9 @@ def test_rule_2_section_3_a_malformed_request_line_is_400(request_line: bytes) -
     assert refused(line(request_line)) == 400
 
 
-@pytest.mark.parametrize("method", [b"FOO", b"get", b"Get", b"GETS", b"CONNECT", b"M-X"])
+@pytest.mark.parametrize(
+    "method", [b"FOO", b"get", b"Get", b"GETS", b"CONNECT", b"M-X", b"PLAY", b"GET_PARAMETER"]
+)
 def test_rule_2_methods_nobody_knows_are_501(method: bytes) -> None:
     """RFC 9110, section 9.1; methods are case-sensitive."""
     assert refused(line(method + b" / HTTP/1.1")) == 501
@@ -185,18 +187,22 @@ def test_rule_3_section_3_2_exactly_one_host(raw: bytes) -> None:
     assert refused(raw) == 400
 
 
-@pytest.mark.parametrize(
-    "value",
-    [b"a b", b"a, b", b"a/b", b"u@a", b"a:x", b"a:80:80", b"[::1", b"::1", b"a\\b", b"http://a"],
-)
+BAD_HOSTS = (
+    b"a b|a, b|a/b|u@a|a:x|a:80:80|[::1|::1|a\\b|http://a|:80|:|a:65536|a:000080|a%|a%4|a%zz|[]"
+    b"|[:]|[:::]|[1.2.3.4]|[v1.a]|[::1%25eth0]|[fe80::1%e]|[1:2:3:4:5:6:7:8:9]"
+).split(b"|")
+GOOD_HOSTS = (
+    b"|a|a:|a:80|1.2.3.4:80|[::1]|[::ffff:1.2.3.4]:8|x_y.z-|a%41|a:0|a:65535|a:00080|[fe80::1]:"
+    b"|a,b;c=d!$&'()*+~"
+).split(b"|")
+
+
+@pytest.mark.parametrize("value", BAD_HOSTS)
 def test_rule_3_section_3_2_a_malformed_host_is_400(value: bytes) -> None:
     assert refused(host(value)) == 400
 
 
-@pytest.mark.parametrize(
-    "value",
-    [b"a", b"", b"a:", b"a:80", b"1.2.3.4:80", b"[::1]", b"[fe80::1%25e]:8", b"x_y.z-", b":1"],
-)
+@pytest.mark.parametrize("value", GOOD_HOSTS)
 def test_rule_3_section_3_2_a_well_formed_host_is_taken(value: bytes) -> None:
     assert parse(host(value)).headers["host"] == value.decode()
 
@@ -342,10 +348,30 @@ def test_rule_6_section_3_2_targets_in_origin_and_absolute_form(
         b"/?\xff",
         b"/\x7f",
         b"http:/a",
+        b"http://:80/",
+        b"http://a%zz/",
+        b"http://a:65536/",
+        b"http://[::1%25e]/",
     ],
 )
 def test_rule_6_section_3_2_other_targets_are_400(target: bytes) -> None:
     assert refused(line(b"GET " + target + b" HTTP/1.1")) == 400
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_rule_6_section_3_2_2_what_an_absolute_form_names_takes_the_place_of_host(
+    version: bytes,
+) -> None:
+    raw = b"GET http://b:8/x HTTP/" + version + b"\r\nA: 1\r\nHost: a\r\nB: 2\r\n\r\n"
+    assert parse(raw).raw_headers == ((b"a", b"1"), (b"host", b"b:8"), (b"b", b"2"))
+    assert parse(line(b"OPTIONS * HTTP/1.1")).headers["host"] == "a"
+
+
+def test_what_an_absolute_form_names_is_never_taken_for_what_a_host_line_says() -> None:
+    heads = HeadCache(ROUTER, LIMITS, lambda: 0)
+    heads.parse(line(b"GET http://evil/ HTTP/1.1"))
+    for path in (b"/", b"/other"):
+        assert heads.parse(line(b"GET " + path + b" HTTP/1.1")).headers["host"] == "a"
 
 
 def test_rule_6_section_3_2_4_asterisk_form_is_for_options() -> None:
