@@ -131,6 +131,16 @@ class Stage:
                 while reader.next() is not None:
                     pass
 
+    def methods_of(self, wire: bytes) -> list[str]:
+        """Return the methods of the requests in ``wire``, as a reader of its own finds them."""
+        reader = Reader(self.new_cache(entries=0))
+        reader.feed(wire)
+        found = []
+        with contextlib.suppress(HTTPError):
+            while (message := reader.next()) is not None:
+                found.append(message[0].method)
+        return found
+
     async def play(
         self,
         pieces: list[bytes],
