@@ -150,6 +150,7 @@ BAD: dict[str, tuple[bytes, int]] = {
     "a bare LF ends a line": (b"GET / HTTP/1.1\nHost: a\r\n\r\n", 400),
     "bare LFs end the head": (b"GET / HTTP/1.1\nHost: a\n\n", 400),
     "a bare CR before the request": (b"\r" + GET, 400),
+    "a bare CR before a request that is not complete": (b"\r" + GET[:9], 400),
     "a space before the request": (b" " + GET, 400),
     "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     "a NUL": (b"\0", 400),

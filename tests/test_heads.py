@@ -5,6 +5,8 @@ The numbers of the rules are those of ``server/heads.py``; sections are of RFC 9
 
 from __future__ import annotations
 
+import gc
+import sys
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.http.request import CHUNKED, Head
+from fluxor_fast.routing import Route
 from fluxor_fast.server.heads import HeadCache, Limits, parse_head
 from tests.support.seeds import examples
 
@@ -694,6 +697,87 @@ def test_nothing_is_remembered_of_fields_that_mean_nothing_to_the_server() -> No
     cache.parse(get(b"Authorization: Bearer secret2", b"Cookie: secret"))
     assert not cache.found
     assert b"secret" not in repr((cache._lines, cache._meanings)).encode()
+
+
+def within(heads: HeadCache) -> list[Any]:
+    """Return every object that is in memory because ``heads`` is."""
+    found: dict[int, Any] = {}
+    left = [value for name, value in vars(heads).items() if name not in ("_router", "_served")]
+    while left:
+        one = left.pop()
+        if id(one) not in found and not isinstance(one, (type, Route)):
+            found[id(one)] = one
+            left.extend(gc.get_referents(one))
+    return list(found.values())
+
+
+def holds(heads: HeadCache, text: bytes) -> bool:
+    return any(
+        text in (one if isinstance(one, bytes) else one.encode())
+        for one in within(heads)
+        if isinstance(one, (bytes, str))
+    )
+
+
+def test_a_secret_is_kept_no_longer_than_the_entry_of_its_head_lives() -> None:
+    served = 0
+    heads = cache(entries=5, served=lambda: served)
+
+    def ask_with(*lines: bytes) -> None:
+        head = ask(heads, get(*lines, b"Connection: close"))
+        assert head.headers  # and what handlers make of it, which is kept with it
+
+    for secret in (b"Authorization: Bearer s3cret", b"Cookie: s3cret", b"X-Other: s3cret"):
+        ask_with(secret)
+        assert holds(heads, b"s3cret")
+        for number in range(5):
+            assert holds(heads, b"s3cret")
+            ask_with(b"X-Number: %d" % number, secret[:10] + b": %d" % number)
+        assert not holds(heads, b"s3cret")
+    ask_with(b"Authorization: Bearer s3cret")
+    for number in range(2 * HeadCache.REVIEW):  # it comes to rest, and gives its memory back
+        ask_with(b"Authorization: Bearer s3cret", b"X-Number: %d" % number)
+    assert not holds(heads, b"s3cret")
+
+
+def test_a_secret_in_a_head_that_is_refused_is_not_kept() -> None:
+    heads = cache()
+    for broken in (b"Content-Length: x", b"Expect: x", b"X : 1", b"Host: b"):
+        with pytest.raises(HTTPError):
+            ask(heads, get(b"Authorization: Bearer s3cret", broken))
+    assert not holds(heads, b"s3cret")
+
+
+def worst(number: int) -> dict[str, bytes]:
+    """Return the heads, ever new, of which a cache keeps the most."""
+    some = b"%x" % (number + 0x10000)
+    least = b"".join(b"%x:\r\n" % field for field in range(16, 16 + 90))
+    return {
+        "long": get(b"X: " + some + b"x" * 2000),
+        "of many fields": get(*[b"%x:%b" % (field, some) for field in range(16, 16 + 97)]),
+        "of many lines that are meant": get(*[b"Connection:%b%x" % (some, n) for n in range(97)]),
+        "of a long target": line(b"GET /" + some + b"y" * 1900 + b" HTTP/1.1"),
+        "with many parameters": line(b"POST /items/%d?%b" % (number, b"a&" * 900) + b" HTTP/1.1"),
+        "of empty fields": b"GET /%b HTTP/1.1\r\nHost: a\r\n" % some + least + b"\r\n",
+    }
+
+
+@pytest.mark.parametrize("kind", worst(0))
+def test_the_cache_is_bounded_in_entries_and_in_bytes_whatever_the_heads(kind: str) -> None:
+    """…while it stores, which it would not for long: nothing is ever found in it here."""
+    router, limits = _app().router(), Limits()
+    heads = HeadCache(router, limits, lambda: 10**9)
+    heads._served = iter(range(10**9, 10**18, 10**9)).__next__  # as if the others all hit
+    for number in range(1300):
+        ask(heads, worst(number)[kind])
+    assert len(heads.found) <= 1024
+    assert max(map(len, heads.found)) <= 2048
+    assert len(heads._meanings) <= HeadCache.MEANINGS
+    assert sum(map(len, heads._meanings)) <= HeadCache.MEANINGS * 2048
+    assert len(heads._lines) <= HeadCache.MEANINGS * limits.headers
+    size = sum(map(sys.getsizeof, within(heads)))
+    print(f"heads {kind}: {size / 2**20:.1f} MiB")
+    assert size < 32 * 2**20
 
 
 def test_what_is_learned_is_bounded() -> None:
