@@ -52,6 +52,7 @@ _HOST = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})*+))"
     rb"(?::([0-9]{0,5}))?"
 )
+_PLAIN_HOST = re.compile(rb"[A-Za-z0-9\-._]+(?::[0-9]{1,4})?").fullmatch  # most are: it is cheap
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
@@ -178,7 +179,7 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
             request_id = value
     if len(hosts) > 1 or (http_11 and not hosts):
         raise _bad("exactly one Host field is wanted")
-    if hosts and not _is_host(hosts[0]):
+    if hosts and not _PLAIN_HOST(hosts[0]) and not _is_host(hosts[0]):
         raise _bad("the Host field is malformed")
     path, query, authority = _target(fields.url, method)
     if authority:
