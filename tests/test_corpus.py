@@ -1,184 +1,196 @@
-"""The corpus of wire files, each sent over a real connection in four ways.
+"""The corpus of wire files, each in many ways (see ``support/corpus.py``).
 
-``corpus/valid`` and ``corpus/invalid`` hold exact bytes (``name.http``) with what must come of
-them beside (``name.json``): the requests that are read, the statuses that are answered, and
-whether the connection is closed behind them (after an error it always is). The server here has
-the small limits of ``LIMITS``.
+Every file is cut in each of ``WAYS``, alone and followed by another request, and meets each of
+``CACHES``; then it goes over a real socket, whole and cut. The server has the small limits of
+``LIMITS``.
 
-Invariants: what is read does not depend on how the bytes were cut; answers owed before an error
-leave first and in order; behind an error nothing is treated as a request.
+Invariants: what is read depends neither on how the bytes were cut nor on what the head cache
+knows; answers owed before an error leave first and in order; behind an error, and behind an
+answer that closes, nothing is treated as a request.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fluxor_fast import App, HTTPError, Request
+from fluxor_fast import HTTPError
 from fluxor_fast.server.framing import Reader
-from fluxor_fast.server.heads import HeadCache, Limits
-from tests.support.inprocess import Answer, Server, head, in_loop, serving, turns
-from tests.support.seeds import cut, seeded, single
+from fluxor_fast.server.heads import HeadCache
+from tests.support.corpus import AFTER, FOLDER, LIMITS, WAYS, Case, cases, groups, make_app, ways
+from tests.support.inprocess import Answer, Server, in_loop, serving, turns
+from tests.support.recorded import Outcome, Stage
+from tests.support.seeds import cut, seeded
 
-CORPUS = Path(__file__).parent / "corpus"
-LIMITS = Limits(head=4096, target=2048, headers=50, body=4096)
-AFTER = head("/after")
-
-FILES = sorted(f"{path.parent.name}/{path.stem}" for path in CORPUS.glob("*/*.http"))
-
-
-def load(name: str) -> tuple[bytes, dict[str, Any]]:
-    wire = (CORPUS / f"{name}.http").read_bytes()
-    return wire, json.loads((CORPUS / f"{name}.json").read_text())
+CACHES = ("off", "empty", "filled by the same file", "filled by all files")
+GROUPS = sorted(groups())
 
 
-def make_app() -> App:
-    app = App()
-    app.state.after = 0
-
-    @app.get("/")
-    def home(request: Request) -> dict[str, bool]:
-        return {"home": True}
-
-    @app.post("/echo")
-    def echo(request: Request) -> bytes:
-        return request.body
-
-    @app.post("/small", max_body=4)
-    def small(request: Request) -> bytes:
-        return request.body
-
-    @app.get("/slow")
-    async def slow(request: Request) -> dict[str, bool]:
-        await asyncio.sleep(0.002)
-        return {"slow": True}
-
-    @app.get("/items/{item:int}")
-    def item(request: Request, item: int) -> dict[str, int]:
-        return {"item": item}
-
-    @app.get("/after")
-    def after(request: Request) -> dict[str, bool]:
-        app.state.after += 1
-        return {"after": True}
-
-    return app
+def test_there_are_enough_cases_each_with_its_outcome() -> None:
+    files = {path.with_suffix("") for path in FOLDER.glob("*/*")}
+    assert {path.with_suffix("") for path in FOLDER.glob("*/*.json")} == files
+    assert len(files) == len(cases())
+    valid = sum(case.valid for case in cases())
+    runs = len(WAYS) * 2 * len(CACHES)
+    print(
+        f"{len(cases())} cases ({valid} valid, {len(cases()) - valid} invalid) x {runs} runs"
+        f" ({len(WAYS)} ways of cutting, alone and followed, {len(CACHES)} states of the cache)"
+        f" = {len(cases()) * runs}"
+    )
+    assert valid >= 150
+    assert len(cases()) - valid >= 150
 
 
-def test_every_file_has_its_outcome_and_none_is_alone() -> None:
-    outcomes = sorted(f"{path.parent.name}/{path.stem}" for path in CORPUS.glob("*/*.json"))
-    assert outcomes == FILES
-    assert sum(name.startswith("valid/") for name in FILES) >= 40
-    assert sum(name.startswith("invalid/") for name in FILES) >= 60
+def test_every_outcome_says_what_it_is_about() -> None:
+    for path in FOLDER.glob("*/*.json"):
+        outcome = json.loads(path.read_text())
+        closes = {"closes"} if path.parent.name == "valid" else set()
+        assert set(outcome) == {"about", "requests", "statuses"} | closes, path.stem
+        assert outcome["about"]
+        owed = len(outcome["requests"]) + (path.parent.name == "invalid")
+        assert len(outcome["statuses"]) == owed, path.stem
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_framing(name: str) -> None:
+def run_all(group: str, check: Callable[[Case], None]) -> None:
+    wrong = []
+    for case in groups()[group]:
+        try:
+            check(case)
+        except AssertionError as error:
+            wrong.append(f"{case.name}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_framing(group: str) -> None:
     """The reader alone finds the requests that the outcome lists, however the bytes are cut."""
-    wire, outcome = load(name)
     router = make_app().router()
-    rng = seeded(name)
-    for pieces in ([wire], single(wire), cut(wire, rng), cut(wire, rng), cut(wire, rng, 30)):
-        reader = Reader(HeadCache(router, LIMITS, lambda: 0))
-        found = []
-        status = None
-        for piece in pieces:
-            reader.feed(piece)
-            try:
-                while (message := reader.next()) is not None:
-                    one, body = message
-                    found.append(
-                        {
-                            "method": one.method,
-                            "path": one.path,
-                            "query": one.query.decode(),
-                            "body": body.decode("latin-1"),
-                        }
-                    )
-            except HTTPError as error:
-                status = error.status
-                break
-        assert found == outcome["requests"]
-        if name.startswith("invalid/"):
-            assert status == outcome["statuses"][-1]
-        else:
-            assert status is None and not reader.partial
+
+    def check(case: Case) -> None:
+        for way, pieces in ways(case.name, case.wire):
+            found, status, partial = read(Reader(HeadCache(router, LIMITS, lambda: 0)), pieces)
+            assert found == case.requests, way
+            assert status == (None if case.valid else case.statuses[-1]), way
+            assert not (case.valid and partial), way
+
+    run_all(group, check)
 
 
-def check_answers(answers: list[Answer], outcome: dict[str, Any]) -> None:
-    assert [answer.status for answer in answers] == outcome["statuses"]
-    for answer, request in zip(answers, outcome["requests"], strict=False):
+def read(reader: Reader, pieces: list[bytes]) -> tuple[list[dict[str, str]], int | None, bool]:
+    """Return the requests, the status of the refusal, and whether anything is left over."""
+    found: list[dict[str, str]] = []
+    for piece in pieces:
+        reader.feed(piece)
+        try:
+            while (message := reader.next()) is not None:
+                head, body = message
+                found.append(
+                    {
+                        "method": head.method,
+                        "path": head.path,
+                        "query": head.query.decode(),
+                        "body": body.decode("latin-1"),
+                    }
+                )
+                if not head.keep_alive:
+                    return found, None, False  # what follows is not read
+        except HTTPError as error:
+            return found, error.status, False
+    return found, None, reader.partial
+
+
+def check_answers(answers: list[Answer], case: Case) -> None:
+    """Check all answers to ``case`` itself."""
+    assert [answer.status for answer in answers] == case.statuses
+    for answer, request in zip(answers, case.requests, strict=False):
         if request["path"] == "/echo" and answer.status == 200:
             assert answer.body == request["body"].encode("latin-1")
-
-
-async def check_valid(server: Server, pieces: list[bytes], outcome: dict[str, Any]) -> None:
-    client = await server.connect()
-    await client.send_pieces(pieces)
-    answers = [
-        await client.answer(head=request["method"] == "HEAD") for request in outcome["requests"]
-    ]
-    check_answers(answers, outcome)
     closing = [answer.headers.get("connection") == "close" for answer in answers]
-    assert closing == [False] * (len(answers) - 1) + [outcome["closes"]]
-    if outcome["closes"]:
+    assert closing == [False] * (len(answers) - 1) + [case.closes]
+    if not case.valid:
+        assert set(answers[-1].json()) == {"error", "message", "code"}
+
+
+def check_outcome(outcome: Outcome, case: Case, followers: int) -> None:
+    """Check what came of ``case`` with so many requests for ``/after`` behind it."""
+    own = len(case.statuses)
+    check_answers(outcome.answers[:own], case)
+    assert outcome.closed == case.closes
+    behind = [(answer.status, answer.json()) for answer in outcome.answers[own:]]
+    assert behind == [(200, {"after": True})] * (0 if case.closes else followers)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@in_loop
+async def test_over_a_recorded_connection(group: str) -> None:
+    """Every way, alone and followed, whatever the cache knows; one more request at the end."""
+    stage = Stage(make_app(), LIMITS)
+    everything = stage.new_cache()
+    stage.fill(everything, (case.wire for case in cases()))
+    wrong = []
+    for case in groups()[group]:
+        methods = [request["method"] for request in case.requests]
+        for followers, wire in ((1, case.wire), (2, case.wire + AFTER)):
+            for way, pieces in ways(case.name, wire):
+                said = []
+                for state in CACHES:
+                    if state == "filled by all files":
+                        stage.use_cache(everything)
+                    else:
+                        stage.use_cache(stage.new_cache(entries=0 if state == "off" else 1024))
+                    if state == "filled by the same file":
+                        stage.fill(stage.bench.service.heads, [wire, wire])
+                    stage.app.state.after = 0
+                    try:
+                        outcome = await stage.play(pieces, methods, behind=AFTER)
+                        check_outcome(outcome, case, followers)
+                        assert stage.app.state.after == (0 if case.closes else followers)
+                        said.append(outcome.said)
+                    except AssertionError as error:
+                        wrong.append(f"{case.name}, {way}, cache {state}, {followers}: {error}")
+                if any(one != said[0] for one in said):
+                    wrong.append(f"{case.name}, {way}: another answer by the state of the cache")
+    assert not wrong, "\n".join(wrong)
+    stage.finish()
+
+
+async def over_a_socket(server: Server, case: Case, pieces: list[bytes], followed: bool) -> None:
+    """Send ``pieces``, and ``AFTER`` in the packet of the last, or when the answers have come."""
+    client = await server.connect()
+    server.app.state.after = 0
+    await client.send_pieces([*pieces[:-1], pieces[-1] + AFTER] if followed else pieces)
+    if case.closes and case.valid:
+        answers = [await client.answer(head=one["method"] == "HEAD") for one in case.requests]
         assert await client.at_end()
+    elif case.valid:
+        answers = [await client.answer(head=one["method"] == "HEAD") for one in case.requests]
+        if not followed:
+            await client.send(AFTER)
+        assert (await client.answer()).json() == {"after": True}
     else:
-        await client.send(AFTER)
-        answer = await client.answer()
-        assert (answer.status, answer.json()) == (200, {"after": True})
+        answers = await client.rest()
+        await client.send(AFTER)  # the server reads on for a while, but not as requests
+        await turns(3)
+        assert client.buffer == b""
+    check_answers(answers, case)
+    assert server.app.state.after == (0 if case.closes else 1)
     client.close()
 
 
-async def check_invalid(server: Server, pieces: list[bytes], outcome: dict[str, Any]) -> None:
-    client = await server.connect()
-    await client.send_pieces(pieces)
-    answers = await client.rest()
-    check_answers(answers, outcome)
-    closing = [answer.headers.get("connection") == "close" for answer in answers]
-    assert closing == [False] * (len(answers) - 1) + [True]
-    document = answers[-1].json()
-    assert set(document) == {"error", "message", "code"}
-    await client.send(AFTER)  # the server reads on for a while, but not as requests
-    await turns(3)
-    assert server.app.state.after == 0
-    assert client.buffer == b""
-    client.close()
-
-
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("group", GROUPS)
 @in_loop
-async def test_over_a_connection(name: str) -> None:
-    wire, outcome = load(name)
-    rng = seeded(name)
-    check = check_valid if name.startswith("valid/") else check_invalid
+async def test_over_a_socket(group: str) -> None:
+    """The kernel between: whole and cut, the next request behind the answer or in one packet."""
+    wrong: list[Any] = []
     async with serving(make_app(), limits=LIMITS) as server:
-        await check(server, [wire], outcome)
-        await check(server, single(wire), outcome)
-        for _ in range(3):
-            await check(server, cut(wire, rng), outcome)
-
-
-@pytest.mark.parametrize("name", FILES)
-@in_loop
-async def test_followed_by_another_request_in_the_same_packet(name: str) -> None:
-    wire, outcome = load(name)
-    async with serving(make_app(), limits=LIMITS) as server:
-        if name.startswith("invalid/"):
-            await check_invalid(server, [wire + AFTER], outcome)
-            return
-        client = await server.connect()
-        await client.send(wire + AFTER)
-        answers = [
-            await client.answer(head=request["method"] == "HEAD") for request in outcome["requests"]
-        ]
-        check_answers(answers, outcome)
-        if outcome["closes"]:
-            assert await client.at_end()
-            assert server.app.state.after == 0
-        else:
-            assert (await client.answer()).json() == {"after": True}
+        for case in groups()[group]:
+            rng = seeded(case.name)
+            for pieces, followed in (([case.wire], False), (cut(case.wire, rng), True)):
+                try:
+                    await over_a_socket(server, case, pieces, followed)
+                except AssertionError as error:
+                    wrong.append(f"{case.name}, followed {followed}: {error}")
+    assert not wrong, "\n".join(map(str, wrong))

@@ -150,6 +150,7 @@ BAD: dict[str, tuple[bytes, int]] = {
     "a bare LF ends a line": (b"GET / HTTP/1.1\nHost: a\r\n\r\n", 400),
     "bare LFs end the head": (b"GET / HTTP/1.1\nHost: a\n\n", 400),
     "a bare CR before the request": (b"\r" + GET, 400),
+    "a bare CR before a request that is not complete": (b"\r" + GET[:9], 400),
     "a space before the request": (b" " + GET, 400),
     "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     "a NUL": (b"\0", 400),
@@ -267,6 +268,23 @@ def test_endless_empty_lines_are_nothing() -> None:
         it.feed(b"\r\n\r\n")
         assert it.next() is None
         assert not it.partial
+
+
+@pytest.mark.parametrize(
+    "data",
+    [GET, post("/", b"secret"), sent_in_chunks(chunked(b"secret")), GET + b"\r\n", GET + GET],
+)
+def test_an_idle_connection_keeps_nothing_of_what_it_sent(data: bytes) -> None:
+    """Thousands of them would hold a packet each, and a token longer than it is needed."""
+    for pieces in ([data], single(data)):
+        it = reader()
+        for piece in pieces:
+            it.feed(piece)
+            while it.next() is not None:
+                pass
+        assert not it.partial
+        held = (getattr(it, name) for name in Reader.__slots__)
+        assert not any(isinstance(one, bytes) and one for one in held)
 
 
 def test_partial_and_in_body_tell_where_the_reader_stands() -> None:

@@ -5,6 +5,8 @@ The numbers of the rules are those of ``server/heads.py``; sections are of RFC 9
 
 from __future__ import annotations
 
+import gc
+import sys
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.http.request import CHUNKED, Head
+from fluxor_fast.routing import Route
 from fluxor_fast.server.heads import HeadCache, Limits, parse_head
 from tests.support.seeds import examples
 
@@ -157,7 +160,9 @@ def test_rule_2_section_3_a_malformed_request_line_is_400(request_line: bytes) -
     assert refused(line(request_line)) == 400
 
 
-@pytest.mark.parametrize("method", [b"FOO", b"get", b"Get", b"GETS", b"CONNECT", b"M-X"])
+@pytest.mark.parametrize(
+    "method", [b"FOO", b"get", b"Get", b"GETS", b"CONNECT", b"M-X", b"PLAY", b"GET_PARAMETER"]
+)
 def test_rule_2_methods_nobody_knows_are_501(method: bytes) -> None:
     """RFC 9110, section 9.1; methods are case-sensitive."""
     assert refused(line(method + b" / HTTP/1.1")) == 501
@@ -185,18 +190,22 @@ def test_rule_3_section_3_2_exactly_one_host(raw: bytes) -> None:
     assert refused(raw) == 400
 
 
-@pytest.mark.parametrize(
-    "value",
-    [b"a b", b"a, b", b"a/b", b"u@a", b"a:x", b"a:80:80", b"[::1", b"::1", b"a\\b", b"http://a"],
-)
+BAD_HOSTS = (
+    b"a b|a, b|a/b|u@a|a:x|a:80:80|[::1|::1|a\\b|http://a|:80|:|a:65536|a:000080|a%|a%4|a%zz|[]"
+    b"|[:]|[:::]|[1.2.3.4]|[v1.a]|[::1%25eth0]|[fe80::1%e]|[1:2:3:4:5:6:7:8:9]"
+).split(b"|")
+GOOD_HOSTS = (
+    b"|a|a:|a:80|1.2.3.4:80|[::1]|[::ffff:1.2.3.4]:8|x_y.z-|a%41|a:0|a:65535|a:00080|[fe80::1]:"
+    b"|a,b;c=d!$&'()*+~"
+).split(b"|")
+
+
+@pytest.mark.parametrize("value", BAD_HOSTS)
 def test_rule_3_section_3_2_a_malformed_host_is_400(value: bytes) -> None:
     assert refused(host(value)) == 400
 
 
-@pytest.mark.parametrize(
-    "value",
-    [b"a", b"", b"a:", b"a:80", b"1.2.3.4:80", b"[::1]", b"[fe80::1%25e]:8", b"x_y.z-", b":1"],
-)
+@pytest.mark.parametrize("value", GOOD_HOSTS)
 def test_rule_3_section_3_2_a_well_formed_host_is_taken(value: bytes) -> None:
     assert parse(host(value)).headers["host"] == value.decode()
 
@@ -342,10 +351,30 @@ def test_rule_6_section_3_2_targets_in_origin_and_absolute_form(
         b"/?\xff",
         b"/\x7f",
         b"http:/a",
+        b"http://:80/",
+        b"http://a%zz/",
+        b"http://a:65536/",
+        b"http://[::1%25e]/",
     ],
 )
 def test_rule_6_section_3_2_other_targets_are_400(target: bytes) -> None:
     assert refused(line(b"GET " + target + b" HTTP/1.1")) == 400
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_rule_6_section_3_2_2_what_an_absolute_form_names_takes_the_place_of_host(
+    version: bytes,
+) -> None:
+    raw = b"GET http://b:8/x HTTP/" + version + b"\r\nA: 1\r\nHost: a\r\nB: 2\r\n\r\n"
+    assert parse(raw).raw_headers == ((b"a", b"1"), (b"host", b"b:8"), (b"b", b"2"))
+    assert parse(line(b"OPTIONS * HTTP/1.1")).headers["host"] == "a"
+
+
+def test_what_an_absolute_form_names_is_never_taken_for_what_a_host_line_says() -> None:
+    heads = HeadCache(ROUTER, LIMITS, lambda: 0)
+    heads.parse(line(b"GET http://evil/ HTTP/1.1"))
+    for path in (b"/", b"/other"):
+        assert heads.parse(line(b"GET " + path + b" HTTP/1.1")).headers["host"] == "a"
 
 
 def test_rule_6_section_3_2_4_asterisk_form_is_for_options() -> None:
@@ -668,6 +697,88 @@ def test_nothing_is_remembered_of_fields_that_mean_nothing_to_the_server() -> No
     cache.parse(get(b"Authorization: Bearer secret2", b"Cookie: secret"))
     assert not cache.found
     assert b"secret" not in repr((cache._lines, cache._meanings)).encode()
+
+
+def within(heads: HeadCache) -> list[Any]:
+    """Return every object that is in memory because ``heads`` is."""
+    found: dict[int, Any] = {}
+    left = [value for name, value in vars(heads).items() if name not in ("_router", "_served")]
+    while left:
+        one = left.pop()
+        if id(one) not in found and not isinstance(one, (type, Route)):
+            found[id(one)] = one
+            left.extend(gc.get_referents(one))
+    return list(found.values())
+
+
+def holds(heads: HeadCache, text: bytes) -> bool:
+    return any(
+        text in (one if isinstance(one, bytes) else one.encode())
+        for one in within(heads)
+        if isinstance(one, (bytes, str))
+    )
+
+
+def test_a_secret_is_kept_no_longer_than_the_entry_of_its_head_lives() -> None:
+    served = 0
+    heads = cache(entries=5, served=lambda: served)
+
+    def ask_with(*lines: bytes) -> None:
+        head = ask(heads, get(*lines, b"Connection: close"))
+        assert head.headers  # and what handlers make of it, which is kept with it
+
+    for secret in (b"Authorization: Bearer s3cret", b"Cookie: s3cret", b"X-Other: s3cret"):
+        ask_with(secret)
+        assert holds(heads, b"s3cret")
+        for number in range(5):
+            assert holds(heads, b"s3cret")
+            ask_with(b"X-Number: %d" % number, secret[:10] + b": %d" % number)
+        assert not holds(heads, b"s3cret")
+    ask_with(b"Authorization: Bearer s3cret")
+    for number in range(2 * HeadCache.REVIEW):  # it comes to rest, and gives its memory back
+        ask_with(b"Authorization: Bearer s3cret", b"X-Number: %d" % number)
+    assert not holds(heads, b"s3cret")
+
+
+def test_a_secret_in_a_head_that_is_refused_is_not_kept() -> None:
+    heads = cache()
+    for broken in (b"Content-Length: x", b"Expect: x", b"X : 1", b"Host: b"):
+        with pytest.raises(HTTPError):
+            ask(heads, get(b"Authorization: Bearer s3cret", broken))
+    assert not holds(heads, b"s3cret")
+
+
+def worst(number: int) -> dict[str, bytes]:
+    """Return the heads, ever new, of which a cache keeps the most."""
+    some = b"%x" % (number + 0x10000)
+    least = b"".join(b"%x:\r\n" % field for field in range(16, 16 + 90))
+    return {
+        "long": get(b"X: " + some + b"x" * 2000),
+        "of many fields": get(*[b"%x:%b" % (field, some) for field in range(16, 16 + 97)]),
+        "of many lines that are meant": get(*[b"Connection:%b%x" % (some, n) for n in range(97)]),
+        "of a long target": line(b"GET /" + some + b"y" * 1900 + b" HTTP/1.1"),
+        "with many parameters": line(b"GET /?" + b"%b%%41&" % some * 99 + b" HTTP/1.1"),
+        "of empty fields": b"GET /%b HTTP/1.1\r\nHost: a\r\n" % some + least + b"\r\n",
+    }
+
+
+@pytest.mark.parametrize("kind", worst(0))
+def test_the_cache_is_bounded_in_entries_and_in_bytes_whatever_the_heads(kind: str) -> None:
+    """Others hit, so that it never rests."""
+    router, limits = _app().router(), Limits()
+    others = iter(range(10**6, 10**9, 10**6))  # who hit, so that it goes on
+    heads = HeadCache(router, limits, others.__next__)
+    for number in range(1300):
+        head = ask(heads, worst(number)[kind])
+        assert head.headers and head.query_items is not None  # kept with it, once it was asked
+    assert len(heads.found) <= 1024
+    assert max(map(len, heads.found)) <= 2048
+    assert len(heads._meanings) <= HeadCache.MEANINGS
+    assert sum(map(len, heads._meanings)) <= HeadCache.MEANINGS * 2048
+    assert len(heads._lines) <= HeadCache.MEANINGS * limits.headers
+    size = sum(map(sys.getsizeof, within(heads)))
+    print(f"heads {kind}: {size / 2**20:.1f} MiB")
+    assert size < 64 * 2**20
 
 
 def test_what_is_learned_is_bounded() -> None:

@@ -182,6 +182,10 @@ class Reader:
         data, at = self._data, self._at
         while data.startswith(b"\r\n", at):
             at += 2
+        if at == len(data):  # an idle connection keeps nothing of what it sent
+            self._data = b""
+            self._at = self._seen = 0
+            return None
         self._at = at
         limits = self._cache.limits
         most = at + limits.head
@@ -189,7 +193,7 @@ class Reader:
         if stop < 0:
             # what is wrong is told alike however the bytes were cut: by the first that is wrong
             self._seen = len(data)
-            if at < self._seen and data[at] not in _BEGINNINGS:
+            if data[at] not in _BEGINNINGS or (data[at] == 0x0D and at + 1 < len(data)):
                 raise HTTPError(400, "the request line is malformed")
             if data.count(b"\n", at, most) != data.count(b"\r\n", at, most):
                 raise HTTPError(400, "a line of the head does not end with CRLF")

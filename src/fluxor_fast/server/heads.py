@@ -17,11 +17,16 @@ What a head must fulfil here, beyond what httptools (llhttp) checks (RFC 9112 un
 
 1. Lines end with CRLF; no bare CR or LF, no NUL, no folded lines (sections 2.2 and 5.2).
 2. Version 1.0 or 1.1 (505 otherwise); the method is a token (501 if nobody knows it).
-3. HTTP/1.1 has exactly one well-formed ``Host`` (section 3.2).
+3. HTTP/1.1 has exactly one well-formed ``Host`` (section 3.2): a name whose ``%`` begins an
+   octet, or an IPv6 address without a zone, and a port up to 65535 only behind one of them. It may
+   be empty, as a client without an authority must send it.
 4. ``Content-Length`` comes once and is digits only; with ``Transfer-Encoding`` it is refused;
    of transfer codings only ``chunked``, once, and only in HTTP/1.1 (sections 6.1 to 6.3).
 5. ``Expect`` is ``100-continue`` or 417 (RFC 9110, section 10.1.1).
-6. Targets in origin form, absolute form, or ``*`` for OPTIONS (section 3.2).
+6. Targets in origin form, absolute form, or ``*`` for OPTIONS (section 3.2). What an absolute
+   form names takes the place of ``Host``: the field that came is never seen (section 3.2.2).
+
+``docs/HTTP.md`` lists what is decided here beyond llhttp, and what the cache holds for how long.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import Final
 
 import httptools
@@ -42,7 +48,11 @@ __all__ = ["HeadCache", "Limits", "parse_head"]
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\r\n"
 )
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9\-._~%!$&'()*+,;=]*)(:[0-9]*)?")
+_HOST = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})*+))"
+    rb"(?::([0-9]{0,5}))?"
+)
+_PLAIN_HOST = re.compile(rb"[A-Za-z0-9\-._]+(?::[0-9]{1,4})?").fullmatch  # most are: it is cheap
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
@@ -132,6 +142,8 @@ def parse_head(raw: bytes, router: Router, limits: Limits) -> Head:
     except httptools.HttpParserInvalidMethodError:
         raise HTTPError(501, "the method is not known here") from None
     except httptools.HttpParserError as error:
+        if "Invalid method" in str(error):  # of RTSP, which llhttp knows
+            raise HTTPError(501, "the method is not known here") from None
         raise _bad(f"the head is malformed: {error}") from None
     if not fields.done:
         raise _bad("the head is malformed")
@@ -167,9 +179,11 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
             request_id = value
     if len(hosts) > 1 or (http_11 and not hosts):
         raise _bad("exactly one Host field is wanted")
-    if hosts and not _HOST.fullmatch(hosts[0]):
+    if hosts and not _PLAIN_HOST(hosts[0]) and not _is_host(hosts[0]):
         raise _bad("the Host field is malformed")
-    path, query = _target(fields.url, method)
+    path, query, authority = _target(fields.url, method)
+    if authority:
+        fields.headers = [(n, authority if n == b"host" else v) for n, v in fields.headers]
     route, params = router.match(method.decode(), path)
     return Head(
         method=method.decode(),
@@ -203,22 +217,39 @@ def _length(lengths: list[bytes], codings: list[bytes], http_11: bool) -> int:
     return int(lengths[0])
 
 
-def _target(url: bytes, method: bytes) -> tuple[str, bytes]:
-    """Return path and query of a request target."""
+def _is_host(value: bytes) -> bool:
+    """Return whether ``value`` is a host, perhaps with a port (RFC 3986, section 3.2), or empty."""
+    match = _HOST.fullmatch(value)
+    if match is None:
+        return False
+    address, name, port = match.groups()
+    if address is not None:
+        try:
+            IPv6Address(address.decode())
+        except ValueError:
+            return False
+    elif not name and port is not None:
+        return False
+    return not port or int(port) <= 65535
+
+
+def _target(url: bytes, method: bytes) -> tuple[str, bytes, bytes]:
+    """Return path, query and, of the absolute form, host and port of a request target."""
+    authority = b""
     if url == b"*" and method == b"OPTIONS":
-        return "*", b""
+        return "*", b"", b""
     if not url.startswith(b"/"):
         absolute = _ABSOLUTE.fullmatch(url)
-        if absolute is None or not absolute[1] or not _HOST.fullmatch(absolute[1]):
+        if absolute is None or not absolute[1] or not _is_host(absolute[1]):
             raise _bad("the request target is malformed")
-        url = absolute[2]
+        authority, url = absolute.groups()
         if not url.startswith(b"/"):
             url = b"/" + url
     if b"#" in url:
         raise _bad("the request target has a fragment")
     path, _, query = url.partition(b"?")
     try:
-        return path.decode("ascii"), query
+        return path.decode("ascii"), query, authority
     except UnicodeDecodeError:
         raise _bad("the request target is not ASCII") from None
 
@@ -264,7 +295,8 @@ class HeadCache:
         head = self._from_known(raw)
         if head is None:
             head = parse_head(raw, self._router, self.limits)
-            if head.http_11 and self._entries:
+            # of an absolute form the Host seen is not the one that came: nothing is to be learned
+            if head.http_11 and self._entries and raw[len(head.method) + 1] == 0x2F:
                 self._learn(raw, head)
         self._countdown -= 1
         if self._countdown == 0:

@@ -1,0 +1,142 @@
+"""Requests made by a grammar, whole and hurt, through the real protocol.
+
+Invariants: what is valid by construction is read as it was built, over any cut; what is hurt is
+answered or refused with a status of ``DOCUMENTED``, without an exception and without end; and
+neither the cut nor the state of the head cache changes what is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+import uvloop
+from hypothesis import given
+
+from fluxor_fast import App, Request
+from fluxor_fast.server.heads import Limits
+from tests.support.grammar import Built, at_places, hurt, pipelines, places, wounds
+from tests.support.recorded import Outcome, Stage
+from tests.support.seeds import examples
+
+LIMITS = Limits(head=2048, target=1024, headers=12, body=200)
+TAKEN = {200, 204, 404, 405}
+DOCUMENTED = {400, 408, 413, 414, 417, 431, 501, 505}
+
+
+def make_app() -> App:
+    """Return an application that answers with what it was asked."""
+    app = App()
+
+    @app.route("/{rest:path}", methods=("GET", "POST", "PUT", "PATCH", "DELETE"))
+    def told(request: Request, rest: str) -> Any:
+        return {
+            "method": request.method,
+            "path": request.path,
+            "query": request.head.query.decode(),
+            "fields": [
+                (name.decode("latin-1"), value.decode("latin-1"))
+                for name, value in request.head.raw_headers
+            ],
+            "body": request.body.decode("latin-1"),
+        }
+
+    return app
+
+
+Play = Callable[..., Outcome]
+
+
+@contextlib.contextmanager
+def stage() -> Iterator[tuple[Stage, Play]]:
+    """Yield a stage, and how to play on it from outside of its loop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+
+        async def make() -> Stage:
+            return Stage(make_app(), LIMITS)
+
+        made = runner.run(make())
+        yield made, lambda *args, **named: runner.run(made.play(*args, **named))
+
+        async def finish() -> None:
+            made.finish()
+
+        runner.run(finish())
+
+
+def expected(built: Built) -> tuple[int, Any]:
+    """Return status and document that answer ``built``."""
+    if built.method == "HEAD":
+        return 200, None
+    if built.method == "OPTIONS":
+        return 204, None
+    if built.method in ("TRACE", "PROPFIND"):
+        return 405, None
+    return 200, {
+        "method": built.method,
+        "path": built.path,
+        "query": built.query,
+        "fields": [[n.decode("latin-1"), v.decode("latin-1")] for n, v in built.fields],
+        "body": built.body.decode("latin-1"),
+    }
+
+
+def told(outcome: Outcome) -> list[tuple[int, Any]]:
+    return [
+        (answer.status, orjson.loads(answer.body) if answer.status == 200 and answer.body else None)
+        for answer in outcome.answers
+    ]
+
+
+def test_what_is_valid_by_construction_is_read_as_it_was_built() -> None:
+    with stage() as (made, play):
+        shared = made.new_cache(entries=50)
+        off = made.new_cache(entries=0)
+
+        @examples(120)
+        @given(built=pipelines(), marks=places)
+        def check(built: list[Built], marks: list[int]) -> None:
+            wire = b"".join(one.wire for one in built)
+            methods = [one.method for one in built]
+            made.use_cache(shared)
+            outcome = play(at_places(wire, marks), methods)
+            assert told(outcome) == [expected(one) for one in built]
+            assert outcome.closed == (not built[-1].keep_alive)
+            again = play([wire], methods)  # heads are known now
+            made.use_cache(off)
+            assert again.said == outcome.said == play([wire], methods).said
+
+        check()
+
+
+def test_what_is_hurt_is_answered_or_refused_and_nothing_else() -> None:
+    seen: set[int] = set()
+    with stage() as (made, play):
+        shared = made.new_cache(entries=50)
+        off = made.new_cache(entries=0)
+
+        @examples(350)
+        @given(built=pipelines(), done=wounds, marks=places)
+        def check(built: list[Built], done: list[tuple[str, int, int]], marks: list[int]) -> None:
+            wire = hurt(b"".join(one.wire for one in built), done)
+            made.use_cache(off)
+            outcome = play([wire], made.methods_of(wire))
+            assert set(outcome.statuses) <= TAKEN | DOCUMENTED
+            refused = [status in DOCUMENTED for status in outcome.statuses]
+            assert True not in refused[:-1]  # nothing is answered behind a refusal
+            if refused[-1:] == [True]:
+                assert outcome.closed
+                assert set(outcome.answers[-1].json()) == {"error", "message", "code"}
+            seen.update(outcome.statuses)
+            made.use_cache(shared)
+            for pieces in ([wire], at_places(wire, marks)):
+                other = play(pieces, made.methods_of(wire))
+                assert (other.statuses, other.closed) == (outcome.statuses, outcome.closed)
+                assert told(other) == told(outcome)
+
+        check()
+    print(f"statuses seen: {sorted(seen)}")
+    assert seen >= {200, 204, 400, 405, 501}
