@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 FLAGS  ?=
+CONTRACT ?= long
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types imports check prove bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
+.PHONY: help serve test lint types imports check prove contract bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -15,6 +16,7 @@ help: ## list the targets
 # A stamp for each set of extras, so that `make serve` does not install what only tests need.
 $(VENV)/.serve: EXTRAS = embedded
 $(VENV)/.test: EXTRAS = test,lint,types,imports
+$(VENV)/.contract: EXTRAS = test,contract
 $(VENV)/.bench: EXTRAS = bench
 $(VENV)/.peers: EXTRAS = bench,peers
 $(VENV)/.load: EXTRAS = embedded,loadtest
@@ -47,6 +49,9 @@ check: lint types imports test ## all of lint, types, imports and test
 
 prove: $(VENV)/.test ## the long proofs of admission: 1,000 SIGKILLs, 10 million acquires (6 minutes)
 	PROVE=long $(BIN)/python -m pytest tests/faults tests/property -s --timeout=900 $(FLAGS)
+
+contract: $(VENV)/.contract ## schemathesis against the service and its /openapi.json (2 minutes; CONTRACT=short: 20 s)
+	CONTRACT=$(CONTRACT) $(BIN)/python -m pytest tests/contract -s $(FLAGS)
 
 bench: $(VENV)/.bench ## micro-benchmarks, then the server beside its peers (needs wrk)
 	$(BIN)/python -m pytest bench --timeout=0 --benchmark-only --benchmark-columns=min,median,iqr,ops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -56,6 +57,14 @@ def test_routes_lists_the_routes_of_an_application() -> None:
         line.split()[:4] == ["GET", "/hold/critical", "async", "critical"]
         for line in done.stdout.splitlines()
     )
+
+
+def test_routes_prints_the_description_of_an_application() -> None:
+    done = run("routes", "--openapi", "held:app")
+    assert done.returncode == 0, done.stderr
+    assert "get" in json.loads(done.stdout)["paths"]["/hold/critical"]
+    service = json.loads(run("routes", "--openapi").stdout)
+    assert service["info"]["title"] == "fluxor-fast reference service"
 
 
 @pytest.mark.parametrize("arguments", [("serve", "--nonsense"), ("fly",)])

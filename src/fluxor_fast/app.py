@@ -26,6 +26,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from fluxor_fast.contract import Contract
 from fluxor_fast.errors import RouteError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import to_response
@@ -43,6 +44,9 @@ class App:
 
     ``state`` is free for the application's own things; ``settings`` and ``metrics`` are set by
     the worker before the startup hooks run.
+
+    :param title: what its description is headed with (see ``openapi``).
+    :param version: the application's own.
     """
 
     settings: Any = None
@@ -50,7 +54,9 @@ class App:
     metrics: Any = None
     """The instance's figures (``observability.metrics.InstanceMetrics``)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, title: str = "API", version: str = "0") -> None:
+        self.title = title
+        self.version = version
         self.state = SimpleNamespace()
         self._routes: list[Route] = []
         self._middleware: list[Middleware] = []
@@ -70,6 +76,7 @@ class App:
         middleware: Sequence[Middleware] = (),
         max_body: int | None = None,
         max_in_flight: int | None = None,
+        contract: Contract | None = None,
     ) -> Callable[[Handler], Handler]:
         """Register a handler, called as ``handler(request, **path_parameters)``.
 
@@ -80,6 +87,7 @@ class App:
         :param max_body: largest body in bytes, instead of the server's ``max_body``.
         :param max_in_flight: the most requests of this route in the system at once, over all
             workers (a bulkhead); beyond it 503 with the reason ``route``.
+        :param contract: what it takes and answers, for its description.
         :raises RouteError: for a bad path or priority, a handler whose signature does not take
             the path's parameters, or a path and method that are registered already.
         """
@@ -107,6 +115,7 @@ class App:
                     priority=rank,
                     max_body=max_body,
                     max_in_flight=max_in_flight,
+                    contract=contract,
                 )
                 for method in methods
             ]

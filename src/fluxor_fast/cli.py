@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import orjson
 from pydantic import SecretStr
 
 from fluxor_fast import __version__
@@ -23,6 +24,7 @@ from fluxor_fast.arbiter.arbiter import Arbiter
 from fluxor_fast.config import Settings, knobs, load, masked
 from fluxor_fast.errors import FluxorError
 from fluxor_fast.observability.logs import configure
+from fluxor_fast.openapi import document
 from fluxor_fast.server.worker import load_app, run_worker
 
 __all__ = ["main"]
@@ -83,11 +85,16 @@ def check(app: str | None, config: Path | None, **options: Any) -> None:
 
 @cli.command()
 @click.argument("app", required=False)
+@click.option("--openapi", is_flag=True, help="Print their description in OpenAPI 3.1 instead.")
 @_settings_options
-def routes(app: str | None, config: Path | None, **options: Any) -> None:
+def routes(app: str | None, openapi: bool, config: Path | None, **options: Any) -> None:
     """List the routes of APP."""
     settings = _load(config, app, options)
-    for route in load_app(settings.server.app).routes:
+    loaded = load_app(settings.server.app)
+    if openapi:
+        click.echo(orjson.dumps(document(loaded), option=orjson.OPT_INDENT_2))
+        return
+    for route in loaded.routes:
         name = getattr(route.handler, "__qualname__", repr(route.handler))
         click.echo(
             f"{route.method:7} {route.path:32} {route.kind.value:9}"

@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
+from fluxor_fast.contract import Contract
 from fluxor_fast.errors import HTTPError, RouteError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
@@ -59,10 +60,12 @@ class Route:
     """A handler with the path and method it answers. ``call`` is handler and middleware in one.
 
     ``call(request)`` returns what the handler returned (a coroutine for ``Kind.ASYNC``).
+    ``contract`` is what it was declared to take and answer, if it was.
     """
 
     __slots__ = (
         "call",
+        "contract",
         "handler",
         "kind",
         "max_body",
@@ -83,6 +86,7 @@ class Route:
         priority: Priority = Priority.NORMAL,
         max_body: int | None = None,
         max_in_flight: int | None = None,
+        contract: Contract | None = None,
     ) -> None:
         self.method = method
         self.path = path
@@ -92,14 +96,19 @@ class Route:
         self.priority = priority
         self.max_body = max_body
         self.max_in_flight = max_in_flight
+        self.contract = contract
 
     def __repr__(self) -> str:
         return f"<Route {self.method} {self.path} {self.kind.value} {self.priority.name.lower()}>"
 
 
+MAX_DIGITS = 18
+"""Of an int in a path. They fit every 64-bit column; more would be an error deep in a database."""
+
+
 def _int(text: str) -> int | None:
-    # 18 digits fit every 64-bit column; more would be an error deep inside a database
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
+    fits = text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
+    return int(text) if fits else None
 
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

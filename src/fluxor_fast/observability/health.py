@@ -17,6 +17,7 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from fluxor_fast.errors import HTTPError
 
@@ -25,13 +26,16 @@ __all__ = ["Check", "CheckResult", "HealthChecks", "HealthReport"]
 Check = Callable[[], Awaitable[bool | None] | bool | None]
 """A check: up if it returns ``None`` or ``True``, down if it returns ``False`` or raises."""
 
+Found = Literal["up", "down", "timeout"]
+Overall = Literal["healthy", "degraded", "unhealthy"]
+
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What one check found. ``status`` is ``up``, ``down`` or ``timeout``."""
+    """What one check found."""
 
     name: str
-    status: str
+    status: Found
     critical: bool
     duration_ms: float
     error: str | None = None
@@ -45,7 +49,7 @@ class HealthReport:
     ``unhealthy``.
     """
 
-    status: str
+    status: Overall
     checks: tuple[CheckResult, ...]
 
 
@@ -101,6 +105,7 @@ class HealthChecks:
     async def _run_all(self) -> HealthReport:
         results = await asyncio.gather(*map(self._run_one, self._checks.values()))
         failed = [result for result in results if result.status != "up"]
+        status: Overall
         if not failed:
             status = "healthy"
         elif any(result.critical for result in failed):
@@ -111,7 +116,8 @@ class HealthChecks:
 
     async def _run_one(self, registered: _Registered) -> CheckResult:
         started = self._clock()
-        status, error = "up", None
+        status: Found = "up"
+        error: str | None = None
         timeout = asyncio.timeout(registered.timeout)
         try:
             async with timeout:

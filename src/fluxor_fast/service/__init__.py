@@ -3,6 +3,7 @@
 ``fluxor-fast serve`` runs ``fluxor_fast.service:app`` when no other application is named.
 """
 
+from fluxor_fast import __version__, openapi
 from fluxor_fast.app import App
 from fluxor_fast.service import accounts, runtime, status, users
 
@@ -11,11 +12,12 @@ __all__ = ["app", "build"]
 
 def build() -> App:
     """Return a new application with every route and hook of the service."""
-    made = App()
+    made = App(title="fluxor-fast reference service", version=__version__)
     runtime.install(made)
     status.add_routes(made)
     accounts.add_routes(made)
     users.add_routes(made)
+    openapi.publish(made)
     return made
 
 

@@ -8,26 +8,41 @@ for who holds the database's credentials.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import psycopg
 
 from fluxor_fast.app import App
 from fluxor_fast.auth.tokens import unauthorized
+from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
+from fluxor_fast.service.answers import INVALID, LoggedIn
 from fluxor_fast.service.forms import Login, Registration, parse
 from fluxor_fast.service.runtime import Runtime, runtime
-from fluxor_fast.service.users import created, insert_user
+from fluxor_fast.service.users import CREATED, created, insert_user
 
 __all__ = ["add_routes", "grant_role"]
 
 
 def add_routes(app: App) -> None:
     """Register these routes on ``app``."""
-    app.post("/api/auth/register")(register)
-    app.post("/api/auth/login")(login)
+    app.post("/api/auth/register", contract=Contract(CREATED, body=Registration))(register)
+    app.post(
+        "/api/auth/login",
+        contract=Contract(
+            {
+                200: Answer("The token.", LoggedIn),
+                401: Answer(
+                    "The email address or the password is wrong.",
+                    headers={"WWW-Authenticate": "The challenge, `Bearer`."},
+                ),
+                422: INVALID,
+                503: CREATED[503],
+            },
+            body=Login,
+        ),
+    )(login)
 
 
 async def register(request: Request) -> Response:
@@ -36,7 +51,7 @@ async def register(request: Request) -> Response:
     return created(await insert_user(runtime(request), form.email, form.name, form.password))
 
 
-async def login(request: Request) -> dict[str, Any]:
+async def login(request: Request) -> LoggedIn:
     """Return a token for good credentials, with the seconds it lasts."""
     form = parse(Login, request)
     parts = runtime(request)

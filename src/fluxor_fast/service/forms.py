@@ -8,26 +8,31 @@ never repeated, because one of them may be a password.
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
+from fluxor_fast.routing import MAX_DIGITS
 
-__all__ = ["Login", "NewUser", "Registration", "page_of", "parse"]
+__all__ = ["Login", "NewUser", "Page", "Registration", "page_of", "parse"]
 
 MAX_DETAILS = 20
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
-MAX_ID_DIGITS = 18  # fit bigint
 
 # One @, no spaces or controls, a domain of at least two labels: what RFC 5321 calls a mailbox
-# without quoted local parts and address literals. Whether it exists only a mail can tell.
+# without quoted local parts and address literals, in any script (RFC 6531). Whether it exists only
+# a mail can tell. The pattern is in the description too: its classes are spelled out such that they
+# mean the same in JavaScript, where \w is ASCII and \s has other members.
+_NEVER = r"\s\ufeff\x00-\x1f\x7f-\xa0"
+_ENDS = rf"[^{_NEVER}\x21-\x2f\x3a-\x40\x5b-\x60\x7b-\x7e]"  # of ASCII letters and digits
+_INNER = rf"[^{_NEVER}\x21-\x2c\x2e\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7e]"  # and - and _
 _EMAIL = re.compile(
-    r"[^\s@\"(),:;<>\[\]\\\x00-\x1f\x7f]{1,64}"
-    r"@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W_](?:[\w-]{0,61}[^\W_])"
+    rf'[^{_NEVER}@"(),:;<>\[\]\\]{{1,64}}'
+    rf"@(?:{_ENDS}(?:{_INNER}{{0,61}}{_ENDS})?\.)+{_ENDS}{_INNER}{{0,61}}{_ENDS}"
 )
 
 
@@ -43,10 +48,19 @@ def _email(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_no_nul)]
-Email = Annotated[str, AfterValidator(_email)]
-Password = Annotated[Text, Field(min_length=8, max_length=128)]
-Name = Annotated[Text, Field(min_length=1, max_length=100)]
+# What pydantic cannot see in these functions it is told in words of JSON Schema.
+Text = Annotated[str, AfterValidator(_no_nul), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})]
+Email = Annotated[
+    str,
+    AfterValidator(_email),
+    Field(
+        json_schema_extra={"pattern": f"^{_EMAIL.pattern}$", "maxLength": 254},
+        description="An address of at most 254 bytes in UTF-8.",
+        examples=["ada@example.org"],
+    ),
+]
+Password = Annotated[Text, Field(min_length=8, max_length=128, examples=["correct horse"])]
+Name = Annotated[Text, Field(min_length=1, max_length=100, examples=["Ada"])]
 
 
 class _Form(BaseModel):
@@ -72,8 +86,19 @@ class NewUser(_Form):
 class Login(_Form):
     """Body of ``POST /api/auth/login``; what could not have been registered is merely wrong."""
 
-    email: Annotated[Text, Field(max_length=254)]
-    password: Annotated[Text, Field(max_length=128)]
+    email: Annotated[Text, Field(max_length=254, examples=["ada@example.org"])]
+    password: Annotated[Text, Field(max_length=128, examples=["correct horse"])]
+
+
+class Page(_Form):
+    """Query of ``GET /api/users``."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE, description="Length of the page.")] = (
+        DEFAULT_PAGE
+    )
+    after: Annotated[
+        int, Field(ge=0, lt=10**MAX_DIGITS, description="The last id of the page before.")
+    ] = 0
 
 
 Form = TypeVar("Form", bound=_Form)
@@ -87,6 +112,27 @@ def parse(form: type[Form], request: Request) -> Form:
     document = request.json()
     if not isinstance(document, dict):
         raise _invalid([("", "must be a JSON object")])
+    return _checked(form, document)
+
+
+def page_of(request: Request) -> Page:
+    """Return what the query asks for; parameters with other names are not looked at.
+
+    :raises HTTPError: 422 ``VALIDATION`` unless ``limit`` is 1 to 100 and ``after`` an id.
+    """
+    query = request.query
+    return _checked(
+        Page, {name: _number(query[name]) for name in Page.model_fields if name in query}
+    )
+
+
+def _number(text: str) -> int | str:
+    """Return the number that ``text`` writes in plain digits, else ``text``: a fault."""
+    fits = text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
+    return int(text) if fits else text
+
+
+def _checked(form: type[Form], document: dict[str, Any]) -> Form:
     try:
         return form.model_validate(document)
     except ValidationError as error:
@@ -94,29 +140,6 @@ def parse(form: type[Form], request: Request) -> Form:
         raise _invalid(
             [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in faults]
         ) from None
-
-
-def page_of(request: Request) -> tuple[int, int]:
-    """Return ``(limit, after)`` of the query: a page's length and the id before it.
-
-    :raises HTTPError: 422 ``VALIDATION`` unless ``limit`` is 1 to 100 and ``after`` an id.
-    """
-    query = request.query
-    limit = _number(query.get("limit", str(DEFAULT_PAGE)))
-    after = _number(query.get("after", "0"))
-    faults = []
-    if limit is None or not 1 <= limit <= MAX_PAGE:
-        faults.append(("limit", f"must be a whole number from 1 to {MAX_PAGE}"))
-    if after is None:
-        faults.append(("after", "must be the id of a user"))
-    if faults or limit is None or after is None:
-        raise _invalid(faults)
-    return limit, after
-
-
-def _number(text: str) -> int | None:
-    fits = text.isascii() and text.isdecimal() and len(text) <= MAX_ID_DIGITS
-    return int(text) if fits else None
 
 
 def _invalid(faults: list[tuple[str, str]]) -> HTTPError:

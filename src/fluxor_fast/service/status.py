@@ -17,8 +17,20 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from fluxor_fast import __version__
 from fluxor_fast.app import App
 from fluxor_fast.auth.roles import authenticated, require_role
+from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
+from fluxor_fast.service.answers import (
+    FORBIDDEN,
+    AdminMetrics,
+    AdminStatistics,
+    Detailed,
+    Echo,
+    Figures,
+    Health,
+    Home,
+    Readiness,
+)
 from fluxor_fast.service.runtime import has_room, runtime, tokens_of
 
 __all__ = ["add_routes"]
@@ -38,18 +50,38 @@ FEATURES = [
 def add_routes(app: App) -> None:
     """Register these routes on ``app``."""
     admin = (authenticated(tokens_of), require_role("admin"))
-    app.get("/")(home)
-    app.get("/health", priority="exempt")(health)
-    app.get("/ready", priority="exempt")(ready)
-    app.get("/health/detailed", priority="exempt")(health_detailed)
-    app.get("/metrics", priority="exempt")(metrics)
-    app.get("/api/metrics")(api_metrics)
-    app.post("/api/echo")(echo)
-    app.get("/api/admin/metrics", priority="critical", middleware=admin)(admin_metrics)
-    app.get("/api/admin/stats", priority="critical", middleware=admin)(admin_stats)
+
+    def exempt(path: str, answers: dict[int, Answer]) -> Any:
+        return app.get(path, priority="exempt", contract=Contract(answers))
+
+    def for_admins(path: str, answer: Answer) -> Any:
+        contract = Contract({200: answer, 403: FORBIDDEN}, auth="bearer")
+        return app.get(path, priority="critical", middleware=admin, contract=contract)
+
+    app.get("/", contract=Contract({200: Answer("What this is.", Home)}))(home)
+    exempt("/health", {200: Answer("It is alive.", Health)})(health)
+    exempt(
+        "/ready",
+        {
+            200: Answer("It takes traffic.", Readiness),
+            503: Answer("It is nearly full, or without its database.", Readiness),
+        },
+    )(ready)
+    exempt(
+        "/health/detailed",
+        {
+            200: Answer("No critical check failed.", Detailed),
+            503: Answer("A critical check failed.", Detailed),
+        },
+    )(health_detailed)
+    exempt("/metrics", {200: Answer("The figures.", str, CONTENT_TYPE_LATEST)})(metrics)
+    app.get("/api/metrics", contract=Contract({200: Answer("The figures.", Figures)}))(api_metrics)
+    app.post("/api/echo", contract=Contract({200: Answer("What came.", Echo)}, body=Any))(echo)
+    for_admins("/api/admin/metrics", Answer("The figures.", AdminMetrics))(admin_metrics)
+    for_admins("/api/admin/stats", Answer("The figures.", AdminStatistics))(admin_stats)
 
 
-def home(request: Request) -> dict[str, Any]:
+def home(request: Request) -> Home:
     """Say what this is."""
     return {
         "message": "Welcome to fluxor-fast",
@@ -59,7 +91,7 @@ def home(request: Request) -> dict[str, Any]:
     }
 
 
-def health(request: Request) -> dict[str, Any]:
+def health(request: Request) -> Health:
     """Say that the process is alive."""
     return {
         "status": "healthy",
@@ -68,14 +100,14 @@ def health(request: Request) -> dict[str, Any]:
     }
 
 
-def ready(request: Request) -> dict[str, Any] | tuple[int, dict[str, Any]]:
+def ready(request: Request) -> Readiness | tuple[int, Readiness]:
     """Say whether the instance should get traffic; utilisations in percent."""
     app = request.app
     now = app.metrics.snapshot()
     queue, ccu = now.queue_utilization, now.ccu_utilization
     server_ready = has_room(queue, ccu)
     database_ready = app.state.runtime.database.ready
-    answer = {
+    answer: Readiness = {
         "ready": server_ready and database_ready,
         "checks": {
             "server": {
@@ -89,10 +121,10 @@ def ready(request: Request) -> dict[str, Any] | tuple[int, dict[str, Any]]:
     return answer if answer["ready"] else (503, answer)
 
 
-async def health_detailed(request: Request) -> tuple[int, dict[str, Any]]:
+async def health_detailed(request: Request) -> tuple[int, Detailed]:
     """Run every registered check; 503 when a critical one fails."""
     report = await runtime(request).health.run()
-    answer = {
+    answer: Detailed = {
         "status": report.status,
         "checks": {
             check.name: {
@@ -112,12 +144,12 @@ def metrics(request: Request) -> Response:
     return Response(request.app.metrics.prometheus(), content_type=CONTENT_TYPE_LATEST)
 
 
-def api_metrics(request: Request) -> dict[str, Any]:
+def api_metrics(request: Request) -> Figures:
     """Return the instance's figures as JSON."""
     return _figures(request)
 
 
-def echo(request: Request) -> dict[str, Any]:
+def echo(request: Request) -> Echo:
     """Return the body, which must be JSON whatever its ``Content-Type`` says."""
     request.json()
     # checked, it goes back as it came: numbers of any size and depths that orjson reads but
@@ -125,15 +157,18 @@ def echo(request: Request) -> dict[str, Any]:
     return {"echo": orjson.Fragment(request.body)}
 
 
-def admin_metrics(request: Request) -> dict[str, Any]:
+def admin_metrics(request: Request) -> AdminMetrics:
     """Return the instance's figures as JSON, with refusals by reason."""
     return {
-        "server": _figures(request) | {"rejected_by_reason": request.app.metrics.snapshot().shed},
+        "server": {
+            **_figures(request),
+            "rejected_by_reason": request.app.metrics.snapshot().shed,
+        },
         "request_id": request.id,
     }
 
 
-def admin_stats(request: Request) -> dict[str, Any]:
+def admin_stats(request: Request) -> AdminStatistics:
     """Return the database pool's figures: of the instance, and more of the answering worker."""
     return {
         "database": {
@@ -145,7 +180,7 @@ def admin_stats(request: Request) -> dict[str, Any]:
     }
 
 
-def _figures(request: Request) -> dict[str, Any]:
+def _figures(request: Request) -> Figures:
     now = request.app.metrics.snapshot()
     return {
         "queued_requests": now.queued,

@@ -6,49 +6,82 @@ same wherever it is, and none is skipped or repeated while users are added.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import psycopg
 
 from fluxor_fast.app import App
 from fluxor_fast.auth.roles import authenticated
+from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
-from fluxor_fast.service.forms import NewUser, page_of, parse
+from fluxor_fast.service.answers import BUSY_DATABASE, INVALID, TAKEN, User, UserPage
+from fluxor_fast.service.forms import NewUser, Page, page_of, parse
 from fluxor_fast.service.runtime import Runtime, runtime, tokens_of
 
-__all__ = ["add_routes", "created", "insert_user"]
+__all__ = ["CREATED", "add_routes", "created", "insert_user"]
+
+CREATED = {
+    201: Answer("The user was made.", User, headers={"Location": "The user's own path."}),
+    409: TAKEN,
+    422: INVALID,
+    503: Answer("The database is busy or away, or too many passwords are being hashed."),
+}
+"""The answers of a route that makes a user."""
 
 
 def add_routes(app: App) -> None:
     """Register these routes on ``app``."""
     signed_in = (authenticated(tokens_of),)
-    app.get("/api/users", middleware=signed_in)(list_users)
-    app.post("/api/users", middleware=signed_in)(create_user)
-    app.get("/api/users/{id:int}", middleware=signed_in)(get_user)
+    app.get(
+        "/api/users",
+        middleware=signed_in,
+        contract=Contract(
+            {200: Answer("A page.", UserPage), 422: INVALID, 503: BUSY_DATABASE},
+            query=Page,
+            auth="bearer",
+        ),
+    )(list_users)
+    app.post(
+        "/api/users",
+        middleware=signed_in,
+        contract=Contract(CREATED, body=NewUser, auth="bearer"),
+    )(create_user)
+    app.get(
+        "/api/users/{id:int}",
+        middleware=signed_in,
+        contract=Contract(
+            {
+                200: Answer("The user.", User),
+                404: Answer("There is no user with this id."),
+                503: BUSY_DATABASE,
+            },
+            auth="bearer",
+        ),
+    )(get_user)
 
 
-async def list_users(request: Request) -> dict[str, Any]:
+async def list_users(request: Request) -> UserPage:
     """Return a page of users by id, and under ``next`` the ``after`` of the page that follows."""
-    limit, after = page_of(request)
+    page = page_of(request)
     rows = await runtime(request).database.fetch_all(
         "select id, email, name, roles, created_at from users where id > %s order by id limit %s",
-        after,
-        limit + 1,  # one more tells whether a page follows
+        page.after,
+        page.limit + 1,  # one more tells whether a page follows
     )
-    users = rows[:limit]
-    return {"users": users, "next": users[-1]["id"] if len(rows) > limit else None}
+    users = cast(list[User], rows[: page.limit])
+    return {"users": users, "next": users[-1]["id"] if len(rows) > page.limit else None}
 
 
-async def get_user(request: Request, id: int) -> dict[str, Any]:
+async def get_user(request: Request, id: int) -> User:
     """Return one user."""
     user = await runtime(request).database.fetch_one(
         "select id, email, name, roles, created_at from users where id = %s", id
     )
     if user is None:
         raise HTTPError(404, f"there is no user {id}")
-    return user
+    return cast(User, user)
 
 
 async def create_user(request: Request) -> Response:
@@ -57,9 +90,7 @@ async def create_user(request: Request) -> Response:
     return created(await insert_user(runtime(request), form.email, form.name, form.password))
 
 
-async def insert_user(
-    parts: Runtime, email: str, name: str | None, password: str | None
-) -> dict[str, Any]:
+async def insert_user(parts: Runtime, email: str, name: str | None, password: str | None) -> User:
     """Store a user with the role ``user`` and return it, without its password.
 
     :raises HTTPError: 409 ``CONFLICT`` when the address is taken, in whatever case.
@@ -76,9 +107,9 @@ async def insert_user(
     except psycopg.errors.UniqueViolation:
         raise HTTPError(409, "a user with this email address exists already") from None
     assert user is not None
-    return user
+    return cast(User, user)
 
 
-def created(user: dict[str, Any]) -> Response:
+def created(user: User) -> Response:
     """Return the answer to having made ``user``."""
     return Response.json(user, 201, {"Location": f"/api/users/{user['id']}"})
