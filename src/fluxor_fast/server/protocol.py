@@ -32,6 +32,7 @@ from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
+from fluxor_fast.server.streaming import AnswerWriter
 
 __all__ = ["HttpProtocol", "Service", "Timeouts"]
 
@@ -91,12 +92,14 @@ class HttpProtocol(asyncio.Protocol):
         "_slow",
         "closed",
         "current",
+        "ends",
         "order",
         "pause",
         "resumed",
         "runner",
         "service",
         "since",
+        "streams",
         "transport",
         "write_paused",
     )
@@ -123,6 +126,8 @@ class HttpProtocol(asyncio.Protocol):
         self.current: Request | None = None
         self.order: deque[Request] | None = None
         self._continued = False
+        self.streams: tuple[AnswerWriter, ...] = ()  # answers that are being sent, or are to be
+        self.ends = False  # the last answer that is owed ends the connection
         self.since = self._since_write = service.runner.tick
 
     # what the loop calls
@@ -156,6 +161,8 @@ class HttpProtocol(asyncio.Protocol):
         self.current = None
         self._reader = None
         self._out.clear()
+        for stream in self.streams:
+            stream.lost()
         self._release_kept()
 
     def data_received(self, data: bytes) -> None:
@@ -247,6 +254,8 @@ class HttpProtocol(asyncio.Protocol):
             self.since = self.runner.tick
         self._release_if_sent()
         self._resume()
+        for stream in self.streams:
+            stream.wake()
 
     # reading
 
@@ -256,7 +265,9 @@ class HttpProtocol(asyncio.Protocol):
         assert reader is not None
         cap = self.service.max_pipeline
         while not self._closing:
-            if (self.current is not None if self.order is None else len(self.order)) >= cap:
+            if (
+                self.current is not None if self.order is None else len(self.order)
+            ) >= cap or self._is_1_0_owed(reader):
                 self._slow = True
                 self._go_the_long_way()
                 self._pause()
@@ -281,6 +292,14 @@ class HttpProtocol(asyncio.Protocol):
                 self.transport.write(CONTINUE)
             else:
                 self._go_the_long_way()  # which comes back here when the answers owed have left
+
+    def _is_1_0_owed(self, reader: Reader) -> bool:
+        """Whether what is to be read next stands behind a request in HTTP/1.0.
+
+        The answer may end with the connection, so nothing can be owed behind it.
+        """
+        last = self.order[-1] if self.order else self.current
+        return last is not None and not last.head.http_11 and reader.partial
 
     def _go_the_long_way(self) -> None:
         """Have the batch deliver the answer through ``deliver``: something is to follow it."""
@@ -349,7 +368,7 @@ class HttpProtocol(asyncio.Protocol):
         """Go on after the last answer that was owed."""
         if type(last) is _Answered:
             self._hang_up(linger=True)
-        elif not last.head.keep_alive or self.runner.draining or self._eof:
+        elif self.ends or not last.head.keep_alive or self.runner.draining or self._eof:
             self._hang_up(linger=self._reader is not None and self._reader.partial)
         elif self._paused:
             self._resume()
@@ -364,6 +383,14 @@ class HttpProtocol(asyncio.Protocol):
             if self._kept:
                 self._release_soon()
         out.clear()
+        for stream in self.streams:  # its turn may have come
+            stream.wake()
+
+    def is_turn_of(self, request: Request) -> bool:
+        """Whether all answers before that of ``request`` have left."""
+        if self._out:
+            return False
+        return self.order[0] is request if self.order else self.current is request
 
     def hold(self) -> None:
         """Keep the permit of a request until the client has taken in its answer.
@@ -440,7 +467,8 @@ class HttpProtocol(asyncio.Protocol):
             if tick - self._since_write > timeouts.write:
                 self.abort()
         elif self.current is not None:
-            return
+            for stream in self.streams:
+                stream.check(tick)
         elif self._closing:
             if age > (timeouts.write if self.transport.get_write_buffer_size() else LINGER):
                 self.abort()
