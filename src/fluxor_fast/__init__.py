@@ -5,6 +5,7 @@ The public names; what is not here or in ``fluxor_fast.errors`` may change.
 
 from fluxor_fast.app import App, Middleware
 from fluxor_fast.errors import ClientDisconnected, FluxorError, HTTPError
+from fluxor_fast.files import StaticFiles, file_response
 from fluxor_fast.http.request import Head, Headers, Request
 from fluxor_fast.http.response import Response
 from fluxor_fast.http.streaming import BodySender, BodyWriter, StreamingResponse
@@ -27,6 +28,8 @@ __all__ = [
     "Request",
     "Response",
     "Route",
+    "StaticFiles",
     "StreamingResponse",
     "__version__",
+    "file_response",
 ]

@@ -22,11 +22,13 @@ of the handler passes through. The first one added is the outermost.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from fluxor_fast.errors import RouteError
+from fluxor_fast.files import StaticFiles
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import to_response
 from fluxor_fast.routing import Call, Kind, Priority, Route, Router, parameters_of
@@ -136,6 +138,24 @@ class App:
     def delete(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
         """Register for DELETE; options as for ``route``."""
         return self.route(path, methods=("DELETE",), **options)
+
+    def files(
+        self,
+        path: str,
+        directory: str | os.PathLike[str],
+        *,
+        index: str | None = None,
+        cache_control: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Serve the files below the folder ``directory`` at ``path``; see ``files.StaticFiles``.
+
+        :param path: such as ``/static``, or ``/`` for what no other route takes.
+        :param options: as for ``route``.
+        :raises RouteError: if there is no such folder, or as ``route``.
+        """
+        handler = StaticFiles(directory, index=index, cache_control=cache_control)
+        self.get(f"{path.rstrip('/')}/{{path:path}}", **options)(handler)
 
     def add_middleware(self, middleware: Middleware) -> None:
         """Wrap every route; the first one added is the outermost."""
