@@ -6,6 +6,7 @@ The public names; what is not here or in ``fluxor_fast.errors`` may change.
 from fluxor_fast.app import App, Middleware
 from fluxor_fast.errors import ClientDisconnected, FluxorError, HTTPError
 from fluxor_fast.files import StaticFiles, file_response
+from fluxor_fast.http.events import Event, EventStream
 from fluxor_fast.http.request import Head, Headers, Request
 from fluxor_fast.http.response import Response
 from fluxor_fast.http.streaming import BodySender, BodyWriter, StreamingResponse
@@ -18,6 +19,8 @@ __all__ = [
     "BodySender",
     "BodyWriter",
     "ClientDisconnected",
+    "Event",
+    "EventStream",
     "FluxorError",
     "HTTPError",
     "Head",

@@ -72,6 +72,7 @@ class App:
         middleware: Sequence[Middleware] = (),
         max_body: int | None = None,
         max_in_flight: int | None = None,
+        stream: bool = False,
     ) -> Callable[[Handler], Handler]:
         """Register a handler, called as ``handler(request, **path_parameters)``.
 
@@ -82,6 +83,8 @@ class App:
         :param max_body: largest body in bytes, instead of the server's ``max_body``.
         :param max_in_flight: the most requests of this route in the system at once, over all
             workers (a bulkhead); beyond it 503 with the reason ``route``.
+        :param stream: call the handler, a coroutine function, when the head of the request is
+            complete; it reads the body with ``request.stream()`` or ``await request.read()``.
         :raises RouteError: for a bad path or priority, a handler whose signature does not take
             the path's parameters, or a path and method that are registered already.
         """
@@ -98,6 +101,8 @@ class App:
                     f"{path}: max_in_flight is at least 1, and exempt routes are never refused"
                 )
             kind = _kind(path, handler, blocking)
+            if stream and kind is not Kind.ASYNC:
+                raise RouteError(f"{path}: only a coroutine function can read its body as a stream")
             parameters = parameters_of(path)
             _check_signature(path, handler, parameters)
             made = [
@@ -109,6 +114,7 @@ class App:
                     priority=rank,
                     max_body=max_body,
                     max_in_flight=max_in_flight,
+                    stream=stream,
                 )
                 for method in methods
             ]

@@ -59,6 +59,7 @@ class Route:
     """A handler with the path and method it answers. ``call`` is handler and middleware in one.
 
     ``call(request)`` returns what the handler returned (a coroutine for ``Kind.ASYNC``).
+    ``stream``: it is called when the head of the request is complete, and reads the body itself.
     """
 
     __slots__ = (
@@ -70,6 +71,7 @@ class Route:
         "method",
         "path",
         "priority",
+        "stream",
     )
 
     def __init__(
@@ -83,6 +85,7 @@ class Route:
         priority: Priority = Priority.NORMAL,
         max_body: int | None = None,
         max_in_flight: int | None = None,
+        stream: bool = False,
     ) -> None:
         self.method = method
         self.path = path
@@ -92,6 +95,7 @@ class Route:
         self.priority = priority
         self.max_body = max_body
         self.max_in_flight = max_in_flight
+        self.stream = stream
 
     def __repr__(self) -> str:
         return f"<Route {self.method} {self.path} {self.kind.value} {self.priority.name.lower()}>"

@@ -23,7 +23,15 @@ import orjson
 
 from fluxor_fast.errors import HTTPError
 
-__all__ = ["JSON", "JSON_OK", "Response", "encode_json", "error_response", "to_response"]
+__all__ = [
+    "JSON",
+    "JSON_OK",
+    "Response",
+    "encode_json",
+    "encode_value",
+    "error_response",
+    "to_response",
+]
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -83,7 +91,7 @@ class Response:
         cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> Response:
         """Return ``value`` encoded as JSON; a value JSON cannot hold is a ``TypeError``."""
-        return cls(_dumps(value), status, headers, JSON)
+        return cls(encode_value(value), status, headers, JSON)
 
     def encode(
         self, block: bytes, rid: bytes, *, connection: bytes = b"", head_only: bool = False
@@ -135,7 +143,8 @@ def _default(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} does not fit into JSON")
 
 
-def _dumps(value: Any) -> bytes:
+def encode_value(value: Any) -> bytes:
+    """Return ``value`` as JSON; one that JSON cannot hold is a ``TypeError``."""
     return orjson.dumps(value, _default)
 
 

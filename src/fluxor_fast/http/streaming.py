@@ -17,12 +17,12 @@ Rules:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterable, Awaitable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from fluxor_fast.http.response import BINARY, Response
 
-__all__ = ["BodySender", "BodyWriter", "StreamingResponse"]
+__all__ = ["BodySender", "BodyWriter", "StreamingResponse", "close_iterator"]
 
 
 class BodyWriter(Protocol):
@@ -41,7 +41,7 @@ class BodyWriter(Protocol):
         """Wait for the answers before this one, and send the head if it has not left yet."""
 
     async def write(self, data: bytes) -> None:
-        """Send a piece of the body (and the head, if it has not left yet).
+        """Send a piece of the body (and the head, if it has not left yet); nothing if it is empty.
 
         Returns when there is room for the next piece: while the client does not take in what it
         was sent, this waits.
@@ -128,15 +128,18 @@ class StreamingResponse(BodySender):
     async def send(self, writer: BodyWriter) -> None:
         """Write the chunks as they come."""
         async for chunk in self.chunks:
-            if isinstance(chunk, str):
-                chunk = chunk.encode()
-            elif not isinstance(chunk, bytes):
-                raise TypeError(f"a chunk is bytes or text, not {type(chunk).__name__}")
-            if chunk:
-                await writer.write(chunk)
+            piece = chunk.encode() if isinstance(chunk, str) else chunk
+            if not isinstance(piece, bytes):
+                raise TypeError(f"a chunk is bytes or text, not {type(piece).__name__}")
+            await writer.write(piece)
 
     async def close(self) -> None:
         """Close the iterable, so that its ``finally`` clauses run now."""
-        aclose = getattr(self.chunks, "aclose", None)
-        if aclose is not None:
-            await aclose()
+        await close_iterator(self.chunks)
+
+
+async def close_iterator(iterator: AsyncIterator[Any]) -> None:
+    """Close an asynchronous iterator if it can be closed."""
+    aclose = getattr(iterator, "aclose", None)
+    if aclose is not None:
+        await aclose()

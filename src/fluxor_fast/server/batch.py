@@ -554,10 +554,11 @@ class BatchRunner:
         return b"" if head.http_11 else b"Connection: keep-alive\r\n"
 
     def _encode(self, request: Request, response: Response) -> bytes:
+        ends = request.source is not None and request.source.settle()
         return response.encode(
             self.block,
             request.rid,
-            connection=self._connection_line(request),
+            connection=CLOSE if ends else self._connection_line(request),
             head_only=request.head.method == "HEAD",
         )
 

@@ -27,17 +27,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fluxor_fast.errors import HTTPError
-from fluxor_fast.http.request import Head, Request
+from fluxor_fast.http.request import Head, Request, StreamedRequest
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
-from fluxor_fast.server.streaming import AnswerWriter
+from fluxor_fast.server.streaming import CONTINUE, AnswerWriter, BodyStream
 
 __all__ = ["HttpProtocol", "Service", "Timeouts"]
 
 LINGER: Final = 2
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,7 @@ class HttpProtocol(asyncio.Protocol):
     """The protocol object of one connection."""
 
     __slots__ = (
+        "_body",
         "_cached",
         "_closing",
         "_continued",
@@ -126,7 +126,8 @@ class HttpProtocol(asyncio.Protocol):
         self.current: Request | None = None
         self.order: deque[Request] | None = None
         self._continued = False
-        self.streams: tuple[AnswerWriter, ...] = ()  # answers that are being sent, or are to be
+        self.streams: tuple[AnswerWriter | BodyStream, ...] = ()  # what comes or leaves in pieces
+        self._body: BodyStream | None = None  # the one among them that is being read
         self.ends = False  # the last answer that is owed ends the connection
         self.since = self._since_write = service.runner.tick
 
@@ -159,7 +160,7 @@ class HttpProtocol(asyncio.Protocol):
             if request is not None and request.answer is None:
                 self.runner.abandon(request)
         self.current = None
-        self._reader = None
+        self._reader = self._body = None
         self._out.clear()
         for stream in self.streams:
             stream.lost()
@@ -238,6 +239,8 @@ class HttpProtocol(asyncio.Protocol):
         owed = self.order or (self.current,)
         if any(request is not None and request.queued for request in owed):
             return False
+        if self._body is not None:
+            self._body.lost()
         self._go_the_long_way()
         return self.current is not None
 
@@ -265,6 +268,8 @@ class HttpProtocol(asyncio.Protocol):
         assert reader is not None
         cap = self.service.max_pipeline
         while not self._closing:
+            if self._body is not None and not self._read_body(self._body, reader):
+                return
             if (
                 self.current is not None if self.order is None else len(self.order)
             ) >= cap or self._is_1_0_owed(reader):
@@ -293,6 +298,25 @@ class HttpProtocol(asyncio.Protocol):
             else:
                 self._go_the_long_way()  # which comes back here when the answers owed have left
 
+    def _read_body(self, body: BodyStream, reader: Reader) -> bool:
+        """Hand on what has come of a body; return whether it is complete."""
+        self._slow = True
+        try:
+            piece = reader.piece()
+        except HTTPError as error:
+            body.fail(error)
+            return False
+        if piece:
+            body.feed(piece)
+        if reader.in_body:
+            if body.full:
+                self._pause()
+            return False
+        self._body = None
+        body.end()
+        self._closing = not body.keep_alive
+        return not self._closing
+
     def _is_1_0_owed(self, reader: Reader) -> bool:
         """Whether what is to be read next stands behind a request in HTTP/1.0.
 
@@ -306,15 +330,20 @@ class HttpProtocol(asyncio.Protocol):
         if self.order is None and self.current is not None:
             self.order = deque((self.current,))
 
-    def _arrive(self, head: Head, body: bytes) -> None:
-        request = Request(head, body, self)
+    def _arrive(self, head: Head, body: bytes | None) -> None:
+        if body is None:
+            self._body = BodyStream(self, head)
+            self.streams += (self._body,)
+            request: Request = StreamedRequest(head, self, self._body)
+        else:
+            request = Request(head, body, self)
         if self.current is None:
             self.current = request
         elif self.order is None:
             self.order = deque((self.current, request))
         else:
             self.order.append(request)
-        if not head.keep_alive:
+        if not head.keep_alive and body is not None:
             self._closing = True
         self.runner.arrivals.append(request)
         self.runner.schedule()
@@ -386,11 +415,19 @@ class HttpProtocol(asyncio.Protocol):
         for stream in self.streams:  # its turn may have come
             stream.wake()
 
-    def is_turn_of(self, request: Request) -> bool:
-        """Whether all answers before that of ``request`` have left."""
+    @property
+    def front(self) -> Request | None:
+        """The request whose answer is the next to leave; None while others' are on the way."""
         if self._out:
-            return False
-        return self.order[0] is request if self.order else self.current is request
+            return None
+        return self.order[0] if self.order else self.current
+
+    def end_after_answers(self) -> None:
+        """Read nothing more as a request, and close when the answers owed have left."""
+        self._closing = self.ends = True
+        self._body = None
+        if self.current is None and not self.closed:
+            self._hang_up(linger=True)
 
     def hold(self) -> None:
         """Keep the permit of a request until the client has taken in its answer.
@@ -423,11 +460,30 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and not (self.closed or self.write_paused or self._paced):
+        if self._paused and not (
+            self.closed
+            or self.write_paused
+            or self._paced
+            or (self._body is not None and self._body.full)
+        ):
             self._paused = False
             self.transport.resume_reading()
             if self._reader is not None and not self._closing:
                 self._read()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the socket is not read."""
+        return self._paused
+
+    @property
+    def missing(self) -> int:
+        """How many bytes of the body have not come; less than 0 if that is not known."""
+        return -1 if self._reader is None else self._reader.missing
+
+    def go_on(self) -> None:
+        """Go on reading if nothing else speaks against it."""
+        self._resume()
 
     def leave_unread(self) -> bool:
         """Stop reading until ``read_again``, unless more is already under way."""
@@ -463,16 +519,17 @@ class HttpProtocol(asyncio.Protocol):
         """End the connection if it has outlived a timeout. Called by the sweep."""
         timeouts = self.service.timeouts
         age = tick - self.since
+        for stream in self.streams:
+            stream.check(tick)
         if self.write_paused:
             if tick - self._since_write > timeouts.write:
                 self.abort()
         elif self.current is not None:
-            for stream in self.streams:
-                stream.check(tick)
+            return
         elif self._closing:
             if age > (timeouts.write if self.transport.get_write_buffer_size() else LINGER):
                 self.abort()
-        elif self._slow and self._reader is not None:
+        elif self._slow and self._reader is not None and self._body is None:
             in_body = self._reader.in_body
             if age > (timeouts.body if in_body else timeouts.head):
                 what = "body" if in_body else "head"

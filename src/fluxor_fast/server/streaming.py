@@ -1,9 +1,11 @@
 """Bodies that are not whole when their request or answer is: the server's side of both.
 
 ``AnswerWriter`` is what an answer writes its body to that sends it itself (see
-``http/streaming.py``).
+``http/streaming.py``). ``BodyStream`` is where the body of a request stands that is handled while
+it comes. A connection has them in ``streams``, and tells them when to look again (``wake``), that
+the client is gone (``lost``), and about once a second what time it is (``check``).
 
-Rules:
+Rules for answers:
 
 1. An answer writes when it is its turn in the order of its connection, and while the client takes
    in what it is sent. What is not with the kernel is at most the transport's high-water mark and
@@ -12,31 +14,175 @@ Rules:
    end of the connection.
 3. An iterator that always has more still lets others run: after ``YIELD`` bytes, of which each
    piece counts some more than it has, the loop goes round.
+
+Rules for requests:
+
+4. Beyond ``HIGH`` bytes that the handler has not taken the socket is not read, until it has taken
+   all but ``LOW`` of them. So a body fills at most that and what one read brings.
+5. ``100 Continue`` leaves when the handler first wants what has not come, after the answers owed
+   before, and not once the answer has begun (RFC 9110, section 10.1.1).
+6. A body has ``timeouts.body`` seconds in all. The time in which the client could not have sent
+   does not count: while the socket is not read, and while it waits for the 100.
+7. What was not read when the request is answered is read and dropped if it is known to be little
+   (``REST``), and the client need not be asked for it; else the connection ends with the answer,
+   and lingers (RFC 9112, section 9.6).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from fluxor_fast.errors import ClientDisconnected
-from fluxor_fast.http.request import Request
+from fluxor_fast.errors import ClientDisconnected, HTTPError
+from fluxor_fast.http.request import Head, Request
 from fluxor_fast.http.streaming import BodySender
 
 if TYPE_CHECKING:
     from fluxor_fast.server.protocol import HttpProtocol
 
-__all__ = ["CLOSE", "AnswerWriter"]
+__all__ = ["CLOSE", "CONTINUE", "AnswerWriter", "BodyStream"]
 
 log = logging.getLogger("fluxor_fast.server")
 
 CLOSE: Final = b"Connection: close\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+HIGH: Final = 64 * 1024
+LOW: Final = HIGH // 2
+REST: Final = 64 * 1024
 YIELD: Final = 64 * 1024
 PIECE: Final = 1024
 """What a piece counts beside its bytes."""
+
+
+class BodyStream:
+    """The ``BodySource`` of one request: filled by its connection, emptied by its handler."""
+
+    __slots__ = ("_asked", "_connection", "_ends", "_error", "_expected", "_pieces", "_settled",
+                 "_ticked", "_waited", "_waiter", "buffered", "complete", "full",
+                 "keep_alive")  # fmt: skip
+
+    def __init__(self, connection: HttpProtocol, head: Head) -> None:
+        self._connection = connection
+        self.keep_alive = head.keep_alive
+        self.buffered = 0  # bytes that have come and were not taken
+        self.full = False  # they are too many
+        self.complete = False
+        self._pieces: deque[bytes] = deque()
+        self._error: Exception | None = None  # why no more comes
+        self._expected = head.expects_continue  # the client waits to be asked
+        self._asked = False  # …and the handler wants it to be
+        self._settled = False  # the request is answered: what comes is dropped
+        self._ends = False  # the connection ends with the answer
+        self._waited = 0  # seconds for which the client could have sent
+        self._ticked = connection.runner.tick
+        self._waiter: asyncio.Future[None] | None = None
+
+    # what the connection calls
+
+    def feed(self, piece: bytes) -> None:
+        """Take in what has come."""
+        self._expected = False
+        if not self._settled:
+            self._pieces.append(piece)
+            self.buffered += len(piece)
+            self.full = self.full or self.buffered > HIGH
+            self._tell()
+
+    def end(self) -> None:
+        """Note that the body is complete."""
+        self.complete = True
+        self._leave()
+
+    def fail(self, error: Exception) -> None:
+        """Note that no more comes of the body; the connection can serve nothing after it."""
+        self._error = error
+        self._leave()
+        self._connection.end_after_answers()
+
+    def lost(self) -> None:
+        """Note that the client is gone, or sends nothing more."""
+        self.fail(ClientDisconnected())
+
+    def wake(self) -> None:
+        """Ask the client for the body if that is wanted and it is the turn."""
+        if self._asked and self._expected:
+            front = self._connection.front
+            if front is not None and front.source is self:
+                self._expected = False
+                self._connection.transport.write(CONTINUE)
+
+    def check(self, tick: int) -> None:
+        """End a body that takes too long. Called by the sweep."""
+        elapsed, self._ticked = tick - self._ticked, tick
+        connection = self._connection
+        if self._expected or connection.paused:
+            return
+        self._waited += elapsed
+        if self._waited > connection.service.timeouts.body:
+            self.fail(HTTPError(408, "the body of the request took too long"))
+
+    def _leave(self) -> None:
+        connection = self._connection
+        connection.streams = tuple(one for one in connection.streams if one is not self)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # what the request calls
+
+    async def next(self) -> bytes:
+        """Return the next piece, or nothing at the end."""
+        while not self._pieces:
+            if self.complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            if self._waiter is not None:
+                raise RuntimeError("the body is being read already")
+            self._asked = True
+            self.wake()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        piece = self._pieces.popleft()
+        self.buffered -= len(piece)
+        if self.full and self.buffered <= LOW:
+            self.full = False
+            self._connection.go_on()
+        return piece
+
+    def answering(self) -> None:
+        """Note that the answer has begun: it is too late to ask."""
+        self._asked = False
+
+    def settle(self) -> bool:
+        """Decide what becomes of what was not read; return whether the connection must end."""
+        if self._settled:
+            return self._ends
+        self._settled = True
+        self._pieces.clear()
+        self.buffered = 0
+        full, self.full = self.full, False
+        if self.complete:
+            return False
+        connection = self._connection
+        if self._error is not None or self._expected or not 0 <= connection.missing <= REST:
+            self._ends = True
+            self._leave()
+            connection.end_after_answers()
+        elif full:
+            connection.go_on()
+        if self._error is None:
+            self._error = RuntimeError("the request is answered: its body is not read any more")
+        return self._ends
 
 
 class AnswerWriter:
@@ -81,6 +227,8 @@ class AnswerWriter:
                 if self._missing > 0:
                     raise ValueError(f"the body is {self._missing} bytes shorter than its length")
             connection.ends = connection.ends or self._last
+            if self._request.source is not None:
+                self._request.source.settle()
             left = b"" if self.began else self._head
             return left + b"0\r\n\r\n" if self._chunked else left
         except Exception as error:
@@ -146,7 +294,13 @@ class AnswerWriter:
 
     def check(self, tick: int) -> None:
         """Break the silence if it has lasted. Called by the sweep."""
-        if self._alive and self.began and tick - self._ticked >= self._seconds:
+        silent = tick - self._ticked
+        if (
+            self._alive
+            and self.began
+            and silent >= self._seconds
+            and not self._connection.write_paused
+        ):
             self._put(self._alive)
 
     # what the answer calls
@@ -229,6 +383,8 @@ class AnswerWriter:
 
     def _start(self) -> None:
         self.began = monotonic()
+        if self._request.source is not None:
+            self._request.source.answering()
 
     async def _ready(self) -> None:
         """Wait until it is this answer's turn and the client takes in what it is sent.
@@ -237,7 +393,7 @@ class AnswerWriter:
         """
         connection = self._connection
         while not connection.closed:
-            if connection.is_turn_of(self._request) and not connection.write_paused:
+            if connection.front is self._request and not connection.write_paused:
                 return
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
