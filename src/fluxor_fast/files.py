@@ -26,7 +26,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from stat import S_ISDIR, S_ISREG
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import unquote_to_bytes
 
 from fluxor_fast.disk import cached, open_below
@@ -154,6 +154,8 @@ class _FileBody(BodySender):
     """An answer whose body the kernel sends."""
 
     __slots__ = ("_file", "_offset")
+
+    keeps_slot: ClassVar[bool] = False
 
     def __init__(
         self,

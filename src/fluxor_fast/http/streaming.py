@@ -78,6 +78,9 @@ class BodySender(Response):
     __slots__ = ("length",)
 
     streams: ClassVar[bool] = True
+    keeps_slot: ClassVar[bool] = True
+    """Whether it holds its handler's slot until the body is sent. One that then waits for its
+    client only, and does nothing else, should not: slow clients would take the slots of others."""
 
     def __init__(
         self,

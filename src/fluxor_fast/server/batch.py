@@ -493,6 +493,10 @@ class BatchRunner:
                 response = to_response(await self._called(request))
             status = response.status
             if isinstance(response, BodySender):
+                if slot and not response.keeps_slot:
+                    slot = False
+                    self.slots.release(1)
+                    self.schedule()
                 writer = AnswerWriter(request, response)
                 answer = await writer.run(self.block, self._connection_line(request))
                 began = writer.began
