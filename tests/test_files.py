@@ -479,23 +479,29 @@ async def test_files_of_every_size_are_whole(public: Path, size: int) -> None:
         assert (await client.get("/ping")).status == 200
 
 
-def no_sendfile(number: int) -> Callable[..., int]:
-    def fails(*args: object) -> int:
+def fails(number: int) -> Callable[..., int]:
+    """Return a system call that fails."""
+
+    def call(*args: object, **options: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    return fails
+    return call
 
 
-@pytest.mark.parametrize("how", ["tls", "no socket", "EINVAL", "not cached", "cold"])
+@pytest.mark.parametrize(
+    "how", ["tls", "no socket", "no descriptor", "EINVAL", "not cached", "cold"]
+)
 @in_loop
 async def test_where_the_kernel_cannot_do_it_pieces_are_written(
     public: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if how == "tls":
         monkeypatch.setattr("fluxor_fast.server.streaming.AnswerWriter.tls", True)
-        monkeypatch.setattr(os, "sendfile", no_sendfile(errno.EIO))
+        monkeypatch.setattr(os, "sendfile", fails(errno.EIO))
+    elif how == "no descriptor":
+        monkeypatch.setattr(os, "dup", fails(errno.EMFILE))
     elif how == "EINVAL":
-        monkeypatch.setattr(os, "sendfile", no_sendfile(errno.EINVAL))
+        monkeypatch.setattr(os, "sendfile", fails(errno.EINVAL))
     elif how == "not cached":
         monkeypatch.setattr(sendfile, "cached", lambda *_: False)
         monkeypatch.setattr(files, "cached", lambda *_: False)
@@ -517,7 +523,7 @@ async def test_where_the_kernel_cannot_do_it_pieces_are_written(
             property(lambda writer: NoSocket(writer._connection.transport)),
         )
         monkeypatch.setattr("fluxor_fast.server.streaming.AnswerWriter.tls", False)
-        monkeypatch.setattr(os, "sendfile", no_sendfile(errno.EIO))
+        monkeypatch.setattr(os, "sendfile", fails(errno.EIO))
     async with serving(application(public)) as server:
         client = await server.connect()
         for _ in range(2):
@@ -699,10 +705,7 @@ async def test_slow_readers_of_files_take_no_slots(public: Path) -> None:
 
 @in_loop
 async def test_no_descriptor_left_is_told(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object, **options: object) -> int:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(files, "open_below", full)
+    monkeypatch.setattr(files, "open_below", fails(errno.EMFILE))
     async with serving(application(public)) as server:
         answer = await (await server.connect()).get("/static/a.txt")
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
@@ -712,10 +715,7 @@ async def test_no_descriptor_left_is_told(public: Path, monkeypatch: pytest.Monk
 async def test_a_disk_that_fails_is_our_fault(
     public: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*args: object, **options: object) -> int:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(files, "open_below", broken)
+    monkeypatch.setattr(files, "open_below", fails(errno.EIO))
     async with serving(application(public)) as server:
         answer = await (await server.connect()).get("/static/a.txt")
         assert (answer.status, answer.json()["code"]) == (500, "INTERNAL_SERVER_ERROR")

@@ -11,8 +11,8 @@ uvloop has no ``loop.sendfile``, so it is done here, beside the transport:
 5. What is not in memory is read by a thread first: the loop never waits for a disk.
 6. A file that ends early ends the body early; what is made of that is the writer's business.
 
-Where the kernel cannot do it (TLS in this process, file systems that do not take part), pieces of
-the file are read and written.
+Where the kernel cannot do it (TLS in this process, file systems that do not take part, no
+descriptor left), pieces of the file are read and written.
 """
 
 from __future__ import annotations
@@ -42,7 +42,15 @@ async def send_file(writer: BodyWriter, fd: int, offset: int, count: int) -> Non
     if sock is not None:
         await writer.begin()
         await writer.drained()
-        offset = await _by_kernel(writer, sock.fileno(), fd, offset, stop)
+        try:
+            own = os.dup(sock.fileno())
+        except OSError:  # no descriptor is left for it
+            pass
+        else:
+            try:
+                offset = await _by_kernel(writer, own, fd, offset, stop)
+            finally:
+                os.close(own)
     while offset < stop:
         size = min(CHUNK, stop - offset)
         if cached(fd, offset, size):
@@ -60,33 +68,29 @@ async def send_file(writer: BodyWriter, fd: int, offset: int, count: int) -> Non
 async def _by_kernel(writer: BodyWriter, socket: int, fd: int, offset: int, stop: int) -> int:
     """Send from ``offset`` to ``stop``; return how far it went: less than that if it cannot."""
     loop = asyncio.get_running_loop()
-    own = os.dup(socket)
-    try:
-        while offset < stop:
-            size = min(CHUNK, stop - offset)
-            if not cached(fd, offset, size):
-                await loop.run_in_executor(None, os.pread, fd, size, offset)
-            try:
-                sent = os.sendfile(own, fd, offset, size)
-            except BlockingIOError:
-                sent = 0
-            except ConnectionError:
-                raise ClientDisconnected from None
-            except OSError as error:
-                if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                    return offset
-                raise
-            else:
-                if not sent:  # the end of the file
-                    return offset
-            offset += sent
-            writer.sent(sent)
-            if sent == size:
-                await asyncio.sleep(0)
-            else:
-                await _writable(loop, writer, own)
-    finally:
-        os.close(own)
+    while offset < stop:
+        size = min(CHUNK, stop - offset)
+        if not cached(fd, offset, size):
+            await loop.run_in_executor(None, os.pread, fd, size, offset)
+        try:
+            sent = os.sendfile(socket, fd, offset, size)
+        except BlockingIOError:
+            sent = 0
+        except ConnectionError:
+            raise ClientDisconnected from None
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                return offset
+            raise
+        else:
+            if not sent:  # the end of the file
+                return offset
+        offset += sent
+        writer.sent(sent)
+        if sent == size:
+            await asyncio.sleep(0)
+        else:
+            await _writable(loop, writer, socket)
     return offset
 
 
