@@ -1,8 +1,8 @@
 """The file system, without leaving a folder and without waiting for a disk.
 
 ``open_below`` opens what a client named. ``quick`` is for the event loop: what cannot be had from
-the kernel's caches at once is a ``BlockingIOError`` then, and the caller goes to a thread. From the
-caches, a look-up and a read take about 5 µs; a thread costs 40 µs or more.
+the kernel's caches at once is a ``BlockingIOError`` then, and the caller goes to a thread. A look-up
+and a read from the caches cost less than the way to a thread and back (``bench/test_micro.py``).
 
 Rules:
 

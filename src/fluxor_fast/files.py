@@ -19,6 +19,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import mimetypes
 import os
@@ -116,10 +117,28 @@ def _respond(
     *,
     quick: bool,
 ) -> Response:
-    """Return the answer to a GET or HEAD with ``file``, which is closed unless the answer needs it.
+    """Return the answer with ``file``, which is closed unless the answer is still to send it.
 
     :raises BlockingIOError: if ``quick`` and the file is not in memory.
     """
+    kept = False
+    try:
+        response = _response(request, file, content_type, cache_control, now, quick)
+        kept = isinstance(response, _FileBody)
+    finally:
+        if not kept:
+            file.close()
+    return response
+
+
+def _response(
+    request: Request,
+    file: _Opened,
+    content_type: str,
+    cache_control: str | None,
+    now: float,
+    quick: bool,
+) -> Response:
     headers = {"ETag": file.etag}
     if cache_control is not None:
         headers["Cache-Control"] = cache_control
@@ -144,7 +163,6 @@ def _respond(
     if quick and count and not cached(file.fd, offset, count):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     body = os.pread(file.fd, count, offset)
-    file.close()
     if len(body) != count:
         raise HTTPError(503, "the file is being changed", headers={"Retry-After": "1"})
     return Response(body, status, headers, content_type)
@@ -249,12 +267,10 @@ class StaticFiles:
         """
         name = self._name(request)
         try:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 return self._answer(request, name, quick=True)
-            except BlockingIOError:
-                return await asyncio.get_running_loop().run_in_executor(
-                    None, self._patiently, request, name
-                )
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, self._patiently, request, name)
         except OSError as error:
             raise _failure(request, error) from None
 
