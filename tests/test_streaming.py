@@ -288,7 +288,7 @@ async def test_an_answer_without_a_length_comes_in_chunks_and_the_connection_sta
             assert fields["transfer-encoding"] == "chunked"
             assert "content-length" not in fields and "connection" not in fields
             assert await chunks(client) == [b"one,", b"two"]
-        assert stage.closed == 3 or path == "/blocking"
+        assert stage.closed == 3
         assert (await client.get("/n/1")).status == 200
         assert len(server.service.open) == 1
 
@@ -583,7 +583,7 @@ async def test_a_client_that_goes_while_nothing_comes_ends_the_iterator(
         await until(lambda: stage.log, "it streams")
         client.reset()
         await until(lambda: server.permits == 0, "the permits are back")
-        assert stage.closed == 2 or stage.closed == 1  # one that never began runs no line
+        assert stage.closed == 2
         await until(lambda: server.counters()["aborted"] == 2, "they are counted")
         assert server.memory.slots.tolist() == [0, 0]
         assert caplog.records == []
@@ -834,7 +834,7 @@ def test_only_a_coroutine_function_streams() -> None:
 async def test_a_handler_that_does_not_read_holds_up_its_client(framing: str) -> None:
     """The socket is not read beyond the mark, so what waits here is bounded."""
     app, stage = make_app()
-    size = 4 * 1024 * 1024
+    size = 16_000_000
     async with serving(app, limits=Limits(body=size)) as server:
         client, protocol = await server.pair()
         body = b"z" * size
@@ -850,9 +850,7 @@ async def test_a_handler_that_does_not_read_holds_up_its_client(framing: str) ->
         assert not protocol.transport.is_reading()
         assert not sending.done()
         stage.open("a")
-        assert (await client.answer()).json()["length"] == len(wire) // 10_000 * 10_000 or (
-            framing == "length"
-        )
+        assert (await client.answer()).json() == {"length": size}
         await sending
         assert (await client.get("/n/1")).status == 200
 
@@ -883,7 +881,8 @@ async def test_reading_goes_on_below_half_of_the_mark() -> None:
         stage.open("steps")
         await client.send(wire[sent:])
         assert (await client.answer()).json() == {"length": 200_000}
-        assert all(full == (left > LOW) for left, full in steps[:4] if left > LOW)
+        assert steps[0][1]
+        assert all(left > LOW for left, full in steps if full)
         assert any(not full and 0 < left <= LOW for left, full in steps)
 
 
