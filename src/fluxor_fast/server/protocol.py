@@ -518,9 +518,9 @@ class HttpProtocol(asyncio.Protocol):
     def check(self, tick: int) -> None:
         """End the connection if it has outlived a timeout. Called by the sweep."""
         timeouts = self.service.timeouts
-        age = tick - self.since
         for stream in self.streams:
             stream.check(tick)
+        age = tick - self.since
         if self.write_paused:
             if tick - self._since_write > timeouts.write:
                 self.abort()

@@ -22,7 +22,7 @@ Rules for requests:
 5. ``100 Continue`` leaves when the handler first wants what has not come, after the answers owed
    before, and not once the answer has begun (RFC 9110, section 10.1.1).
 6. A body has ``timeouts.body`` seconds in all. The time in which the client could not have sent
-   does not count: while the socket is not read, and while it waits for the 100.
+   does not count: while the socket is not read, and while it may still get a 100.
 7. What was not read when the request is answered is read and dropped if it is known to be little
    (``REST``), and the client need not be asked for it; else the connection ends with the answer,
    and lingers (RFC 9112, section 9.6).
@@ -61,8 +61,8 @@ PIECE: Final = 1024
 class BodyStream:
     """The ``BodySource`` of one request: filled by its connection, emptied by its handler."""
 
-    __slots__ = ("_asked", "_connection", "_ends", "_error", "_expected", "_pieces", "_settled",
-                 "_ticked", "_waited", "_waiter", "buffered", "complete", "full",
+    __slots__ = ("_asked", "_connection", "_ends", "_error", "_expected", "_late", "_pieces",
+                 "_settled", "_ticked", "_waited", "_waiter", "buffered", "complete", "full",
                  "keep_alive")  # fmt: skip
 
     def __init__(self, connection: HttpProtocol, head: Head) -> None:
@@ -75,6 +75,7 @@ class BodyStream:
         self._error: Exception | None = None  # why no more comes
         self._expected = head.expects_continue  # the client waits to be asked
         self._asked = False  # …and the handler wants it to be
+        self._late = False  # …which it cannot be any more
         self._settled = False  # the request is answered: what comes is dropped
         self._ends = False  # the connection ends with the answer
         self._waited = 0  # seconds for which the client could have sent
@@ -109,7 +110,7 @@ class BodyStream:
 
     def wake(self) -> None:
         """Ask the client for the body if that is wanted and it is the turn."""
-        if self._asked and self._expected:
+        if self._asked and self._expected and not self._late:
             front = self._connection.front
             if front is not None and front.source is self:
                 self._expected = False
@@ -119,7 +120,7 @@ class BodyStream:
         """End a body that takes too long. Called by the sweep."""
         elapsed, self._ticked = tick - self._ticked, tick
         connection = self._connection
-        if self._expected or connection.paused:
+        if connection.paused or (self._expected and not self._late):
             return
         self._waited += elapsed
         if self._waited > connection.service.timeouts.body:
@@ -161,7 +162,7 @@ class BodyStream:
 
     def answering(self) -> None:
         """Note that the answer has begun: it is too late to ask."""
-        self._asked = False
+        self._late = True
 
     def settle(self) -> bool:
         """Decide what becomes of what was not read; return whether the connection must end."""
@@ -234,9 +235,9 @@ class AnswerWriter:
         except Exception as error:
             if not self.began:
                 raise
-            if not connection.closed:
+            if not (connection.closed or isinstance(error, ClientDisconnected)):
                 self._log("broke off", error)
-                connection.abort()
+            connection.abort()
             return None
         finally:
             connection.streams = tuple(one for one in connection.streams if one is not self)
@@ -271,13 +272,16 @@ class AnswerWriter:
 
     def _log(self, what: str, error: Exception) -> None:
         request = self._request
-        log.error(
-            "the answer to %s %s %s (request id %s)",
+        on_purpose = isinstance(error, HTTPError)
+        log.log(
+            logging.WARNING if on_purpose else logging.ERROR,
+            "the answer to %s %s %s (request id %s): %s",
             request.method,
             request.path,
             what,
             request.id,
-            exc_info=error,
+            error,
+            exc_info=None if on_purpose else error,
         )
 
     # what the connection calls
