@@ -1,8 +1,8 @@
 """The file system, without leaving a folder and without waiting for a disk.
 
 ``open_below`` opens what a client named. ``quick`` is for the event loop: what cannot be had from
-the kernel's caches at once is a ``BlockingIOError`` then, and the caller goes to a thread. A look-up
-and a read from the caches cost less than the way to a thread and back (``bench/test_micro.py``).
+the kernel's caches at once is a ``BlockingIOError`` then, and the caller goes to a thread. To look
+up and read from the caches costs less than the way to a thread and back (``bench/test_micro.py``).
 
 Rules:
 
