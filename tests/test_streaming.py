@@ -26,7 +26,7 @@ from fluxor_fast import (
 )
 from fluxor_fast.errors import RouteError
 from fluxor_fast.server.heads import Limits
-from fluxor_fast.server.streaming import HIGH, LOW, REST
+from fluxor_fast.server.streaming import HIGH, PIECES, REST
 from tests.support.inprocess import Client, head, in_loop, post, serving, turns, until
 from tests.support.seeds import cut, seeded, single
 
@@ -882,8 +882,27 @@ async def test_reading_goes_on_below_half_of_the_mark() -> None:
         await client.send(wire[sent:])
         assert (await client.answer()).json() == {"length": 200_000}
         assert steps[0][1]
-        assert all(left > LOW for left, full in steps if full)
-        assert any(not full and 0 < left <= LOW for left, full in steps)
+        assert all(left > HIGH // 2 for left, full in steps if full)
+        assert any(not full and 0 < left <= HIGH // 2 for left, full in steps)
+
+
+@in_loop
+async def test_many_small_pieces_that_nobody_takes_hold_up_the_client_too() -> None:
+    """A piece takes more memory than it has bytes."""
+    app, stage = make_app()
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        size = 3 * PIECES
+        await client.send(head("/first/a", f"Content-Length: {size}", method="POST"))
+        await until(lambda: protocol.streams, "its head is there")
+        left = size
+        while not protocol.paused:
+            protocol.data_received(b"z")
+            left -= 1
+        assert left >= size - PIECES - 2
+        stage.open("a")
+        await client.send(b"z" * left)
+        assert (await client.answer()).json() == {"length": size}
 
 
 # requests: what is not read

@@ -20,7 +20,9 @@ Rules:
    its permit until the client has taken it in.
 7. While new connections come as fast as they can be taken, handlers wait for a few turns of the
    loop: a health check may be among the next. They have at least a slice in ``PUT_OFF`` turns.
-8. Counters reach shared memory once a turn (see ``counters``).
+8. An answer that sends its body itself keeps permit and slot until its last byte has left; its
+   time is that to the first.
+9. Counters reach shared memory once a turn (see ``counters``).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from concurrent.futures import Executor
 from itertools import count
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
@@ -490,7 +492,17 @@ class BatchRunner:
         answer: bytes | None
         try:
             if response is None:
-                response = to_response(await self._called(request))
+                head = request.head
+                request.rid = head.request_id or self._next_id()
+                route = head.route
+                if route.kind is BLOCKING:
+                    loop = asyncio.get_running_loop()
+                    value = await loop.run_in_executor(self.threads, route.call, request)
+                else:
+                    value = route.call(request)
+                    if route.kind is not SYNC:
+                        value = await value
+                response = to_response(value)
             status = response.status
             if isinstance(response, BodySender):
                 if slot and not response.keeps_slot:
@@ -518,16 +530,6 @@ class BatchRunner:
         else:
             self._leave(request, status, answer, began or monotonic())
         self.schedule()  # the slot may serve another; the counters are due
-
-    async def _called(self, request: Request) -> Any:
-        head = request.head
-        request.rid = head.request_id or self._next_id()
-        route = head.route
-        if route.kind is BLOCKING:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.threads, route.call, request)
-        value = route.call(request)
-        return value if route.kind is SYNC else await value
 
     async def finish(self, seconds: float) -> int:
         """Wait until nothing is in this worker any more; return how many had to be cancelled."""

@@ -13,7 +13,9 @@ Rules:
 3. What cannot be read as a request is answered once, behind the answers owed before it; then
    nothing more is read as a request. Input is discarded for ``LINGER`` seconds so that the
    answer is not lost in a reset (RFC 9112, section 9.6).
-4. No timer per connection: the worker's sweep calls ``check`` about once a second.
+4. A body that its handler reads in pieces goes to the ``BodyStream`` in ``_body`` (see
+   ``streaming``); what stands behind it is read when it is complete.
+5. No timer per connection: the worker's sweep calls ``check`` about once a second.
 """
 
 from __future__ import annotations

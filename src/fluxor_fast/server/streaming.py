@@ -17,8 +17,8 @@ Rules for answers:
 
 Rules for requests:
 
-4. Beyond ``HIGH`` bytes that the handler has not taken the socket is not read, until it has taken
-   all but ``LOW`` of them. So a body fills at most that and what one read brings.
+4. Beyond ``HIGH`` bytes, or ``PIECES`` pieces, that the handler has not taken the socket is not
+   read, until half of that is left. So a body fills at most that and what one read brings.
 5. ``100 Continue`` leaves when the handler first wants what has not come, after the answers owed
    before, and not once the answer has begun (RFC 9110, section 10.1.1).
 6. A body has ``timeouts.body`` seconds in all. The time in which the client could not have sent
@@ -51,7 +51,7 @@ log = logging.getLogger("fluxor_fast.server")
 CLOSE: Final = b"Connection: close\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 HIGH: Final = 64 * 1024
-LOW: Final = HIGH // 2
+PIECES: Final = 1024
 REST: Final = 64 * 1024
 YIELD: Final = 64 * 1024
 PIECE: Final = 1024
@@ -90,7 +90,7 @@ class BodyStream:
         if not self._settled:
             self._pieces.append(piece)
             self.buffered += len(piece)
-            self.full = self.full or self.buffered > HIGH
+            self.full = self.full or self.buffered > HIGH or len(self._pieces) > PIECES
             self._tell()
 
     def end(self) -> None:
@@ -155,7 +155,7 @@ class BodyStream:
                 self._waiter = None
         piece = self._pieces.popleft()
         self.buffered -= len(piece)
-        if self.full and self.buffered <= LOW:
+        if self.full and self.buffered <= HIGH // 2 and len(self._pieces) <= PIECES // 2:
             self.full = False
             self._connection.go_on()
         return piece
