@@ -7,18 +7,22 @@ with ``--benchmark-json FILE``, under ``extra_info``. Inputs are the same in eve
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import harness
 import pytest
+import uvloop
 
 from fluxor_fast import service as reference
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.auth.tokens import Tokens
 from fluxor_fast.config import Settings
+from fluxor_fast.disk import cached, open_below
 from fluxor_fast.http.response import Response, encode_json
 from fluxor_fast.routing import Route, Router
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
@@ -222,6 +226,40 @@ def test_encode_response(benchmark: Benchmark) -> None:
         return response.encode(BLOCK, RID)
 
     measure(benchmark, "dict to answer, Response with a header", encode)
+
+
+# files (see disk.py): in the event loop, and what going to a thread costs before it has begun
+
+
+@pytest.fixture
+def small_file(tmp_path: Path) -> Path:
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "app.js").write_bytes(random.Random(SEED).randbytes(10_000))
+    return tmp_path
+
+
+def test_file_from_the_caches(benchmark: Benchmark, small_file: Path) -> None:
+    root = os.fsencode(small_file)
+
+    def read() -> None:
+        fd = open_below(root, b"assets/app.js", quick=True)
+        os.fstat(fd)
+        assert cached(fd, 0, 10_000)
+        os.pread(fd, 10_000, 0)
+        os.close(fd)
+
+    measure(benchmark, "10 kB file looked up and read, cached", read)
+
+
+def test_way_to_a_thread_and_back(benchmark: Benchmark) -> None:
+    async def hops() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(100):
+            await loop.run_in_executor(None, int)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        operation = "nothing, in a thread"
+        measure(benchmark, operation, lambda: runner.run(hops()), operations=100)
 
 
 # tokens

@@ -4,15 +4,23 @@ The public names; what is not here or in ``fluxor_fast.errors`` may change.
 """
 
 from fluxor_fast.app import App, Middleware
-from fluxor_fast.errors import FluxorError, HTTPError
+from fluxor_fast.errors import ClientDisconnected, FluxorError, HTTPError
+from fluxor_fast.files import StaticFiles, file_response
+from fluxor_fast.http.events import Event, EventStream
 from fluxor_fast.http.request import Head, Headers, Request
 from fluxor_fast.http.response import Response
+from fluxor_fast.http.streaming import BodySender, BodyWriter, StreamingResponse
 from fluxor_fast.routing import Kind, Priority, Route
 
 __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "BodySender",
+    "BodyWriter",
+    "ClientDisconnected",
+    "Event",
+    "EventStream",
     "FluxorError",
     "HTTPError",
     "Head",
@@ -23,5 +31,8 @@ __all__ = [
     "Request",
     "Response",
     "Route",
+    "StaticFiles",
+    "StreamingResponse",
     "__version__",
+    "file_response",
 ]

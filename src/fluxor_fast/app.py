@@ -22,12 +22,14 @@ of the handler passes through. The first one added is the outermost.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from fluxor_fast.contract import Contract
 from fluxor_fast.errors import RouteError
+from fluxor_fast.files import StaticFiles
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import to_response
 from fluxor_fast.routing import Call, Kind, Priority, Route, Router, parameters_of
@@ -77,6 +79,7 @@ class App:
         max_body: int | None = None,
         max_in_flight: int | None = None,
         contract: Contract | None = None,
+        stream: bool = False,
     ) -> Callable[[Handler], Handler]:
         """Register a handler, called as ``handler(request, **path_parameters)``.
 
@@ -88,6 +91,8 @@ class App:
         :param max_in_flight: the most requests of this route in the system at once, over all
             workers (a bulkhead); beyond it 503 with the reason ``route``.
         :param contract: what it takes and answers, for its description.
+        :param stream: call the handler, a coroutine function, when the head of the request is
+            complete; it reads the body with ``request.stream()`` or ``await request.read()``.
         :raises RouteError: for a bad path or priority, a handler whose signature does not take
             the path's parameters, or a path and method that are registered already.
         """
@@ -104,6 +109,8 @@ class App:
                     f"{path}: max_in_flight is at least 1, and exempt routes are never refused"
                 )
             kind = _kind(path, handler, blocking)
+            if stream and kind is not Kind.ASYNC:
+                raise RouteError(f"{path}: only a coroutine function can read its body as a stream")
             parameters = parameters_of(path)
             _check_signature(path, handler, parameters)
             made = [
@@ -116,6 +123,7 @@ class App:
                     max_body=max_body,
                     max_in_flight=max_in_flight,
                     contract=contract,
+                    stream=stream,
                 )
                 for method in methods
             ]
@@ -145,6 +153,24 @@ class App:
     def delete(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
         """Register for DELETE; options as for ``route``."""
         return self.route(path, methods=("DELETE",), **options)
+
+    def files(
+        self,
+        path: str,
+        directory: str | os.PathLike[str],
+        *,
+        index: str | None = None,
+        cache_control: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Serve the files below the folder ``directory`` at ``path``; see ``files.StaticFiles``.
+
+        :param path: such as ``/static``, or ``/`` for what no other route takes.
+        :param options: as for ``route``.
+        :raises RouteError: if there is no such folder, or as ``route``.
+        """
+        handler = StaticFiles(directory, index=index, cache_control=cache_control)
+        self.get(f"{path.rstrip('/')}/{{path:path}}", **options)(handler)
 
     def add_middleware(self, middleware: Middleware) -> None:
         """Wrap every route; the first one added is the outermost."""

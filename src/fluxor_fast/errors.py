@@ -9,6 +9,7 @@
     ├── ListenError        the address cannot be listened on      exit code 5
     ├── RouteError         a route that cannot be registered
     └── HTTPError          an answer in the form of an exception
+        ├── ClientDisconnected  400, the client went away before all was said
         └── DatabaseBusy   503, no connection in time, or no database
 
 The process ends with ``exit_code`` and one line on standard error; a client gets an
@@ -24,6 +25,7 @@ from http import HTTPStatus
 __all__ = [
     "AppImportError",
     "BootError",
+    "ClientDisconnected",
     "ConfigError",
     "DatabaseBusy",
     "FluxorError",
@@ -117,6 +119,16 @@ class HTTPError(FluxorError):
         if self.details is not None:
             document["details"] = self.details
         return document
+
+
+class ClientDisconnected(HTTPError):
+    """The client went away before its request was complete, or before it had its answer.
+
+    400, which a client that has only ended its own side still gets.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(400, "the connection ended too early", code="CLIENT_DISCONNECTED")
 
 
 class DatabaseBusy(HTTPError):

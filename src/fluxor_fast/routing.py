@@ -61,6 +61,7 @@ class Route:
 
     ``call(request)`` returns what the handler returned (a coroutine for ``Kind.ASYNC``).
     ``contract`` is what it was declared to take and answer, if it was.
+    ``stream``: it is called when the head of the request is complete, and reads the body itself.
     """
 
     __slots__ = (
@@ -73,6 +74,7 @@ class Route:
         "method",
         "path",
         "priority",
+        "stream",
     )
 
     def __init__(
@@ -87,6 +89,7 @@ class Route:
         max_body: int | None = None,
         max_in_flight: int | None = None,
         contract: Contract | None = None,
+        stream: bool = False,
     ) -> None:
         self.method = method
         self.path = path
@@ -97,6 +100,7 @@ class Route:
         self.max_body = max_body
         self.max_in_flight = max_in_flight
         self.contract = contract
+        self.stream = stream
 
     def __repr__(self) -> str:
         return f"<Route {self.method} {self.path} {self.kind.value} {self.priority.name.lower()}>"

@@ -3,12 +3,12 @@
 A *head* is the request line and the header fields. It is immutable, and one ``Head`` may
 serve many requests: clients repeat the same bytes, and the server remembers what they mean
 (see ``server/heads.py``). A ``Request`` is one head with its body and its place on a
-connection.
+connection; a ``StreamedRequest`` is there before its body, and reads it from a ``BodySource``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
@@ -20,7 +20,15 @@ from fluxor_fast.errors import HTTPError
 if TYPE_CHECKING:
     from fluxor_fast.routing import Route
 
-__all__ = ["CHUNKED", "Connection", "Head", "Headers", "Request"]
+__all__ = [
+    "CHUNKED",
+    "BodySource",
+    "Connection",
+    "Head",
+    "Headers",
+    "Request",
+    "StreamedRequest",
+]
 
 CHUNKED = -1
 """Value of ``Head.length`` when the body comes in chunks (RFC 9112, section 7.1)."""
@@ -73,7 +81,9 @@ class Head:
     ``CHUNKED``. ``request_id`` is the client's own, if it sent a usable one. ``plain`` is true
     when the answer may take the short form (HTTP/1.1, connection kept, body wanted), ``quick``
     when besides there is no body to wait for, ``short`` when besides its route has no limit of its
-    own to give a permit back to. ``timeout`` is how many seconds the client says it waits.
+    own to give a permit back to. ``streams``: the request is handed over before its body, because
+    its route reads that itself, or has no use for a body that the client has not sent yet.
+    ``timeout`` is how many seconds the client says it waits.
     """
 
     # no __slots__: cached properties live in __dict__, and a head is made once for many requests
@@ -105,7 +115,10 @@ class Head:
         self.timeout = timeout
         self.route = route
         self.params: dict[str, Any] = params or {}
-        self.plain = http_11 and keep_alive and method != "HEAD"
+        self.streams = length != 0 and (
+            route.stream or (expects_continue and route.method == "*")  # nothing is there
+        )
+        self.plain = http_11 and keep_alive and method != "HEAD" and not self.streams
         self.quick = self.plain and length == 0
         self.short = self.plain and route.max_in_flight is None
 
@@ -134,7 +147,8 @@ class Request:
     """One request.
 
     Handlers use ``method``, ``path``, ``params``, ``query``, ``headers``, ``body``, ``json()``,
-    ``id``, ``client``, ``app`` and ``state``. The other attributes belong to the server.
+    ``id``, ``client``, ``app`` and ``state``; ``stream()`` and ``read()`` give the body on every
+    route, and alone give it on one that streams. The other attributes belong to the server.
     """
 
     __slots__ = (
@@ -153,6 +167,8 @@ class Request:
     """When the server took the request in, in monotonic seconds."""
     rid: bytes
     """The request id as it stands in the answer."""
+    source: BodySource | None = None
+    """What the body comes from that was not there yet."""
 
     def __init__(self, head: Head, body: bytes, connection: Connection) -> None:
         self.head = head
@@ -216,3 +232,85 @@ class Request:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError as error:
             raise HTTPError(400, f"the body is not valid JSON: {error}", code="BAD_JSON") from None
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+        return self.body
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Yield the body in pieces as they come; here, the whole of it."""
+        if self.body:
+            yield self.body
+
+
+class BodySource(Protocol):
+    """Where the body of a ``StreamedRequest`` comes from."""
+
+    async def next(self) -> bytes:
+        """Return the next piece, or nothing at the end.
+
+        :raises HTTPError: if there is no next piece, though it is not the end.
+        """
+
+    def settle(self) -> bool:
+        """Decide what becomes of what was not read, now that the request is answered.
+
+        Return whether the connection must end with the answer.
+        """
+
+    def answering(self) -> None:
+        """Note that the answer has begun."""
+
+
+class StreamedRequest(Request):
+    """A request whose body comes while it is handled."""
+
+    __slots__ = ("_taken", "_whole", "source")
+
+    source: BodySource
+
+    def __init__(self, head: Head, connection: Connection, source: BodySource) -> None:
+        self._whole: bytes | None = None
+        self._taken = False
+        self.source = source
+        super().__init__(head, None, connection)  # type: ignore[arg-type]
+
+    @property
+    def body(self) -> bytes:
+        """The body, once ``read`` has read it."""
+        if self._whole is None:
+            raise RuntimeError(
+                "this route streams: its body is read with `async for … in request.stream()`,"
+                " or with `await request.read()` before `request.body` and `request.json()`"
+            )
+        return self._whole
+
+    @body.setter
+    def body(self, value: bytes | None) -> None:
+        self._whole = value
+
+    async def read(self) -> bytes:
+        """Read the whole body, and return it; ``body`` and ``json()`` then have it too.
+
+        :raises HTTPError: as ``stream``.
+        """
+        if self._whole is None:
+            if self._taken:
+                raise RuntimeError("some of the body has been read as a stream already")
+            self._whole = b"".join([piece async for piece in self.stream()])
+        return self._whole
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Yield the body in pieces as they come. What was not taken is there for the next caller.
+
+        :raises ClientDisconnected: if the client goes away before the end.
+        :raises HTTPError: 400 for bad framing, 413 for a body that is too long, 408 for one that
+            takes too long. The connection ends with the answer then.
+        """
+        if self._whole is not None:
+            if self._whole:
+                yield self._whole
+            return
+        self._taken = True
+        while piece := await self.source.next():
+            yield piece

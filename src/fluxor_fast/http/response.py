@@ -17,13 +17,21 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
 from fluxor_fast.errors import HTTPError
 
-__all__ = ["JSON", "JSON_OK", "Response", "encode_json", "error_response", "to_response"]
+__all__ = [
+    "JSON",
+    "JSON_OK",
+    "Response",
+    "encode_json",
+    "encode_value",
+    "error_response",
+    "to_response",
+]
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -58,6 +66,9 @@ class Response:
 
     __slots__ = ("body", "content_type", "headers", "status")
 
+    streams: ClassVar[bool] = False
+    """Whether it sends its body itself (see ``streaming.BodySender``)."""
+
     def __init__(
         self,
         body: bytes | str = b"",
@@ -80,7 +91,7 @@ class Response:
         cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> Response:
         """Return ``value`` encoded as JSON; a value JSON cannot hold is a ``TypeError``."""
-        return cls(_dumps(value), status, headers, JSON)
+        return cls(encode_value(value), status, headers, JSON)
 
     def encode(
         self, block: bytes, rid: bytes, *, connection: bytes = b"", head_only: bool = False
@@ -92,17 +103,25 @@ class Response:
         :param connection: a ready ``Connection`` field line, or nothing.
         :param head_only: the request was HEAD.
         """
+        if self.bodiless:
+            return self.head(block, rid, connection)
+        body = self.body
+        head = self.head(block, rid, b"Content-Length: %d\r\n%b" % (len(body), connection))
+        return head if head_only else head + body
+
+    @property
+    def bodiless(self) -> bool:
+        """Whether the status forbids a body (rule 2)."""
+        return self.status in (204, 304)
+
+    def head(self, block: bytes, rid: bytes, lines: bytes) -> bytes:
+        """Return status line and header fields; ``lines`` are ready ones of the server's own."""
         parts = [_status_line(self.status)]
         if self.content_type is not None:
             parts.append(_field("Content-Type", self.content_type))
         for name, value in self.headers.items():
             parts.append(_field(name, value))
-        bodiless = self.status in (204, 304)
-        if not bodiless:
-            parts.append(b"Content-Length: %d\r\n" % len(self.body))
-        parts += (connection, block, rid, b"\r\n\r\n")
-        if not (bodiless or head_only):
-            parts.append(self.body)
+        parts += (lines, block, rid, b"\r\n\r\n")
         return b"".join(parts)
 
 
@@ -124,7 +143,8 @@ def _default(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} does not fit into JSON")
 
 
-def _dumps(value: Any) -> bytes:
+def encode_value(value: Any) -> bytes:
+    """Return ``value`` as JSON; one that JSON cannot hold is a ``TypeError``."""
     return orjson.dumps(value, _default)
 
 

@@ -20,7 +20,9 @@ Rules:
    its permit until the client has taken it in.
 7. While new connections come as fast as they can be taken, handlers wait for a few turns of the
    loop: a health check may be among the next. They have at least a slice in ``PUT_OFF`` turns.
-8. Counters reach shared memory once a turn (see ``counters``).
+8. An answer that sends its body itself keeps permit and slot until its last byte has left; its
+   time is that to the first.
+9. Counters reach shared memory once a turn (see ``counters``).
 """
 
 from __future__ import annotations
@@ -38,11 +40,13 @@ from typing import TYPE_CHECKING, Final
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response, encode_json, error_response, to_response
+from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.routing import Kind, Priority, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
 from fluxor_fast.server.counters import Counters
 from fluxor_fast.server.queueing import WaitingQueue
 from fluxor_fast.server.refusal import Pacer, Refusals
+from fluxor_fast.server.streaming import CLOSE, AnswerWriter
 
 if TYPE_CHECKING:
     from fluxor_fast.server.protocol import HttpProtocol
@@ -177,16 +181,14 @@ class BatchRunner:
         self.counters.answered(503)
         self.schedule()
         return self.refusals.get("connections").response.encode(
-            self.block, self._next_id(), connection=b"Connection: close\r\n"
+            self.block, self._next_id(), connection=CLOSE
         )
 
     def error_bytes(self, error: HTTPError) -> bytes:
         """Return the answer to what is not a request; it closes the connection. Counted."""
         self.counters.answered(error.status)
         self.schedule()
-        return error_response(error).encode(
-            self.block, self._next_id(), connection=b"Connection: close\r\n"
-        )
+        return error_response(error).encode(self.block, self._next_id(), connection=CLOSE)
 
     # the turn
 
@@ -248,6 +250,7 @@ class BatchRunner:
             for request in [r for r in exempt.requests if r.head.route.kind is not SYNC]:
                 exempt.requests.remove(request)
                 request.queued = False
+                self.counters.accepted += 1
                 self._launch(request)
             self._execute(exempt, inf)
         if critical:
@@ -359,6 +362,7 @@ class BatchRunner:
         keep = not self.draining
         now = stamp = 0.0
         same = done = permits = others = 0
+        answer: bytes | None
         counters = self.counters
         pacing = self.pacer.waiting > 0
         while requests:
@@ -399,15 +403,18 @@ class BatchRunner:
                             break
                         continue
                 response = to_response(value)
-                answer = self._encode(request, response)
                 status = response.status
+                answer = None if response.streams else self._encode(request, response)
             except Exception as error:
                 status, answer = self._failure(request, error)
             if request.permit:
                 permits -= 1  # _leave gives it back
             others += 1
             now = monotonic()
-            self._leave(request, status, answer, now)
+            if answer is None:
+                self._launch(request, response)
+            else:
+                self._leave(request, status, answer, now)
             if now >= until:
                 break
         counters.observe(now - stamp, same)
@@ -438,6 +445,7 @@ class BatchRunner:
                     continue
                 request.queued = False
                 started += 1
+                self.counters.accepted += 1
                 self._launch(request)
         waiting.served(started, now)
         self._claimed = self._claims[self._index] = len(waiting)
@@ -458,10 +466,9 @@ class BatchRunner:
 
     if sys.version_info >= (3, 12):
 
-        def _launch(self, request: Request) -> None:
-            self.counters.accepted += 1
+        def _launch(self, request: Request, response: Response | None = None) -> None:
             task = asyncio.Task(
-                self._serve(request), loop=asyncio.get_running_loop(), eager_start=True
+                self._serve(request, response), loop=asyncio.get_running_loop(), eager_start=True
             )
             if not task.done():
                 self._tasks.add(task)
@@ -469,30 +476,46 @@ class BatchRunner:
 
     else:
 
-        def _launch(self, request: Request) -> None:
-            self.counters.accepted += 1
-            task = asyncio.get_running_loop().create_task(self._serve(request))
+        def _launch(self, request: Request, response: Response | None = None) -> None:
+            task = asyncio.get_running_loop().create_task(self._serve(request, response))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, request: Request) -> None:
-        """Run a coroutine or blocking handler and answer."""
-        head = request.head
-        request.rid = head.request_id or self._next_id()
-        route = head.route
+    async def _serve(self, request: Request, response: Response | None) -> None:
+        """Run a coroutine or blocking handler and answer.
+
+        :param response: what a synchronous one answered, if it sends its body itself. It needs a
+            task, but no slot.
+        """
+        slot = request.permit and response is None
+        began = 0.0
+        answer: bytes | None
         try:
-            if route.kind is BLOCKING:
-                loop = asyncio.get_running_loop()
-                value = await loop.run_in_executor(self.threads, route.call, request)
-            else:
-                value = route.call(request)
-                if route.kind is not SYNC:
-                    value = await value
-            response = to_response(value)
-            answer = self._encode(request, response)
+            if response is None:
+                head = request.head
+                request.rid = head.request_id or self._next_id()
+                route = head.route
+                if route.kind is BLOCKING:
+                    loop = asyncio.get_running_loop()
+                    value = await loop.run_in_executor(self.threads, route.call, request)
+                else:
+                    value = route.call(request)
+                    if route.kind is not SYNC:
+                        value = await value
+                response = to_response(value)
             status = response.status
+            if isinstance(response, BodySender):
+                if slot and not response.keeps_slot:
+                    slot = False
+                    self.slots.release(1)
+                    self.schedule()
+                writer = AnswerWriter(request, response)
+                answer = await writer.run(self.block, self._connection_line(request))
+                began = writer.began
+            else:
+                answer = self._encode(request, response)
         except asyncio.CancelledError:
-            if request.permit:
+            if slot:
                 self.slots.release(1)
             connection: HttpProtocol = request.connection  # type: ignore[assignment]
             connection.abort()
@@ -500,9 +523,12 @@ class BatchRunner:
             raise
         except Exception as error:
             status, answer = self._failure(request, error)
-        if request.permit:
+        if slot:
             self.slots.release(1)
-        self._leave(request, status, answer, monotonic())
+        if answer is None:
+            self._abort(request)
+        else:
+            self._leave(request, status, answer, began or monotonic())
         self.schedule()  # the slot may serve another; the counters are due
 
     async def finish(self, seconds: float) -> int:
@@ -527,15 +553,19 @@ class BatchRunner:
 
     # leaving
 
-    def _encode(self, request: Request, response: Response) -> bytes:
+    def _connection_line(self, request: Request) -> bytes:
         head = request.head
-        connection = b""
         if not head.keep_alive or self.draining:
-            connection = b"Connection: close\r\n"
-        elif not head.http_11:
-            connection = b"Connection: keep-alive\r\n"
+            return CLOSE
+        return b"" if head.http_11 else b"Connection: keep-alive\r\n"
+
+    def _encode(self, request: Request, response: Response) -> bytes:
+        ends = request.source is not None and request.source.settle()
         return response.encode(
-            self.block, request.rid, connection=connection, head_only=head.method == "HEAD"
+            self.block,
+            request.rid,
+            connection=CLOSE if ends else self._connection_line(request),
+            head_only=request.head.method == "HEAD",
         )
 
     def _failure(self, request: Request, error: Exception) -> tuple[int, bytes]:

@@ -9,6 +9,8 @@ Rules kept here (sections of RFC 9112):
 4. Chunk sizes are bounded hexadecimal digits; extensions are bounded and ignored; trailers
    are bounded, must be well formed, and are dropped (7.1.1 and 7.1.2).
 5. After an error nothing more is read as a request.
+6. A request that streams is returned when its head is complete; ``piece`` then gives its body as it
+   comes, under the same rules.
 """
 
 from __future__ import annotations
@@ -90,7 +92,12 @@ class ChunkedDecoder:
                 if not _TRAILER.fullmatch(line):
                     raise HTTPError(400, "a trailer is malformed")
             else:
-                return at, b"".join(self._pieces)
+                return at, self.taken()
+
+    def taken(self) -> bytes:
+        """Return what is decoded and was not taken yet."""
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _size(self, line: bytes) -> None:
         match = _SIZE.fullmatch(line)
@@ -155,8 +162,12 @@ class Reader:
             and self._at == len(self._data)
         )
 
-    def next(self) -> tuple[Head, bytes] | None:
-        """Return the next complete request, or None if more bytes are needed."""
+    def next(self) -> tuple[Head, bytes | None] | None:
+        """Return the next complete request, or None if more bytes are needed.
+
+        Of one that streams the body is None: it must be read with ``piece`` until it is not
+        ``in_body`` any more.
+        """
         head = self._head
         if head is None:
             head = self._next_head()
@@ -172,11 +183,36 @@ class Reader:
             self._head = head
             self._missing = head.length
             self._chunks = ChunkedDecoder(limit) if head.length == CHUNKED else None
+            if head.streams:
+                return head, None
         body = self._next_body()
         if body is None:
             return None
         self._head = None
         return head, body
+
+    def piece(self) -> bytes:
+        """Return what has come of the body since; nothing if that is nothing.
+
+        :raises HTTPError: as ``next``.
+        """
+        if self._chunks is not None:
+            self._at, rest = self._chunks.feed(self._data, self._at)
+            if rest is None:
+                return self._chunks.taken()
+        else:
+            at, self._at = self._at, min(self._at + self._missing, len(self._data))
+            rest = self._data[at : self._at]
+            self._missing -= len(rest)
+            if self._missing:
+                return rest
+        self._head = None
+        return rest
+
+    @property
+    def missing(self) -> int:
+        """How many bytes of the body have not come; less than 0 if that is not known."""
+        return self._missing
 
     def _next_head(self) -> Head | None:
         data, at = self._data, self._at

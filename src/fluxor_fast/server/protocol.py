@@ -13,7 +13,9 @@ Rules:
 3. What cannot be read as a request is answered once, behind the answers owed before it; then
    nothing more is read as a request. Input is discarded for ``LINGER`` seconds so that the
    answer is not lost in a reset (RFC 9112, section 9.6).
-4. No timer per connection: the worker's sweep calls ``check`` about once a second.
+4. A body that its handler reads in pieces goes to the ``BodyStream`` in ``_body`` (see
+   ``streaming``); what stands behind it is read when it is complete.
+5. No timer per connection: the worker's sweep calls ``check`` about once a second.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fluxor_fast.errors import HTTPError
-from fluxor_fast.http.request import Head, Request
+from fluxor_fast.http.request import Head, Request, StreamedRequest
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
+from fluxor_fast.server.streaming import CONTINUE, AnswerWriter, BodyStream
 
 __all__ = ["HttpProtocol", "Service", "Timeouts"]
 
 LINGER: Final = 2
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class HttpProtocol(asyncio.Protocol):
     """The protocol object of one connection."""
 
     __slots__ = (
+        "_body",
         "_cached",
         "_closing",
         "_continued",
@@ -91,12 +94,14 @@ class HttpProtocol(asyncio.Protocol):
         "_slow",
         "closed",
         "current",
+        "ends",
         "order",
         "pause",
         "resumed",
         "runner",
         "service",
         "since",
+        "streams",
         "transport",
         "write_paused",
     )
@@ -123,6 +128,9 @@ class HttpProtocol(asyncio.Protocol):
         self.current: Request | None = None
         self.order: deque[Request] | None = None
         self._continued = False
+        self.streams: tuple[AnswerWriter | BodyStream, ...] = ()  # what comes or leaves in pieces
+        self._body: BodyStream | None = None  # the one among them that is being read
+        self.ends = False  # the last answer that is owed ends the connection
         self.since = self._since_write = service.runner.tick
 
     # what the loop calls
@@ -154,8 +162,10 @@ class HttpProtocol(asyncio.Protocol):
             if request is not None and request.answer is None:
                 self.runner.abandon(request)
         self.current = None
-        self._reader = None
+        self._reader = self._body = None
         self._out.clear()
+        for stream in self.streams:
+            stream.lost()
         self._release_kept()
 
     def data_received(self, data: bytes) -> None:
@@ -231,6 +241,8 @@ class HttpProtocol(asyncio.Protocol):
         owed = self.order or (self.current,)
         if any(request is not None and request.queued for request in owed):
             return False
+        if self._body is not None:
+            self._body.lost()
         self._go_the_long_way()
         return self.current is not None
 
@@ -247,6 +259,8 @@ class HttpProtocol(asyncio.Protocol):
             self.since = self.runner.tick
         self._release_if_sent()
         self._resume()
+        for stream in self.streams:
+            stream.wake()
 
     # reading
 
@@ -256,7 +270,11 @@ class HttpProtocol(asyncio.Protocol):
         assert reader is not None
         cap = self.service.max_pipeline
         while not self._closing:
-            if (self.current is not None if self.order is None else len(self.order)) >= cap:
+            if self._body is not None and not self._read_body(self._body, reader):
+                return
+            if (
+                self.current is not None if self.order is None else len(self.order)
+            ) >= cap or self._is_1_0_owed(reader):
                 self._slow = True
                 self._go_the_long_way()
                 self._pause()
@@ -282,20 +300,52 @@ class HttpProtocol(asyncio.Protocol):
             else:
                 self._go_the_long_way()  # which comes back here when the answers owed have left
 
+    def _read_body(self, body: BodyStream, reader: Reader) -> bool:
+        """Hand on what has come of a body; return whether it is complete."""
+        self._slow = True
+        try:
+            piece = reader.piece()
+        except HTTPError as error:
+            body.fail(error)
+            return False
+        if piece:
+            body.feed(piece)
+        if reader.in_body:
+            if body.full:
+                self._pause()
+            return False
+        self._body = None
+        body.end()
+        self._closing = not body.keep_alive
+        return not self._closing
+
+    def _is_1_0_owed(self, reader: Reader) -> bool:
+        """Whether what is to be read next stands behind a request in HTTP/1.0.
+
+        The answer may end with the connection, so nothing can be owed behind it.
+        """
+        last = self.order[-1] if self.order else self.current
+        return last is not None and not last.head.http_11 and reader.partial
+
     def _go_the_long_way(self) -> None:
         """Have the batch deliver the answer through ``deliver``: something is to follow it."""
         if self.order is None and self.current is not None:
             self.order = deque((self.current,))
 
-    def _arrive(self, head: Head, body: bytes) -> None:
-        request = Request(head, body, self)
+    def _arrive(self, head: Head, body: bytes | None) -> None:
+        if body is None:
+            self._body = BodyStream(self, head)
+            self.streams += (self._body,)
+            request: Request = StreamedRequest(head, self, self._body)
+        else:
+            request = Request(head, body, self)
         if self.current is None:
             self.current = request
         elif self.order is None:
             self.order = deque((self.current, request))
         else:
             self.order.append(request)
-        if not head.keep_alive:
+        if not head.keep_alive and body is not None:
             self._closing = True
         self.runner.arrivals.append(request)
         self.runner.schedule()
@@ -349,7 +399,7 @@ class HttpProtocol(asyncio.Protocol):
         """Go on after the last answer that was owed."""
         if type(last) is _Answered:
             self._hang_up(linger=True)
-        elif not last.head.keep_alive or self.runner.draining or self._eof:
+        elif self.ends or not last.head.keep_alive or self.runner.draining or self._eof:
             self._hang_up(linger=self._reader is not None and self._reader.partial)
         elif self._paused:
             self._resume()
@@ -364,6 +414,22 @@ class HttpProtocol(asyncio.Protocol):
             if self._kept:
                 self._release_soon()
         out.clear()
+        for stream in self.streams:  # its turn may have come
+            stream.wake()
+
+    @property
+    def front(self) -> Request | None:
+        """The request whose answer is the next to leave; None while others' are on the way."""
+        if self._out:
+            return None
+        return self.order[0] if self.order else self.current
+
+    def end_after_answers(self) -> None:
+        """Read nothing more as a request, and close when the answers owed have left."""
+        self._closing = self.ends = True
+        self._body = None
+        if self.current is None and not self.closed:
+            self._hang_up(linger=True)
 
     def hold(self) -> None:
         """Keep the permit of a request until the client has taken in its answer.
@@ -396,11 +462,30 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and not (self.closed or self.write_paused or self._paced):
+        if self._paused and not (
+            self.closed
+            or self.write_paused
+            or self._paced
+            or (self._body is not None and self._body.full)
+        ):
             self._paused = False
             self.transport.resume_reading()
             if self._reader is not None and not self._closing:
                 self._read()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the socket is not read."""
+        return self._paused
+
+    @property
+    def missing(self) -> int:
+        """How many bytes of the body have not come; less than 0 if that is not known."""
+        return -1 if self._reader is None else self._reader.missing
+
+    def go_on(self) -> None:
+        """Go on reading if nothing else speaks against it."""
+        self._resume()
 
     def leave_unread(self) -> bool:
         """Stop reading until ``read_again``, unless more is already under way."""
@@ -435,6 +520,8 @@ class HttpProtocol(asyncio.Protocol):
     def check(self, tick: int) -> None:
         """End the connection if it has outlived a timeout. Called by the sweep."""
         timeouts = self.service.timeouts
+        for stream in self.streams:
+            stream.check(tick)
         age = tick - self.since
         if self.write_paused:
             if tick - self._since_write > timeouts.write:
@@ -444,7 +531,7 @@ class HttpProtocol(asyncio.Protocol):
         elif self._closing:
             if age > (timeouts.write if self.transport.get_write_buffer_size() else LINGER):
                 self.abort()
-        elif self._slow and self._reader is not None:
+        elif self._slow and self._reader is not None and self._body is None:
             in_body = self._reader.in_body
             if age > (timeouts.body if in_body else timeouts.head):
                 what = "body" if in_body else "head"
