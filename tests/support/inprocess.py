@@ -27,8 +27,10 @@ import uvloop
 from fluxor_fast.app import App
 from fluxor_fast.arbiter.shared import SHED_REASONS, SharedMemory, Word
 from fluxor_fast.routing import Route
+from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import BatchRunner, request_ids
+from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
 
@@ -258,6 +260,11 @@ def make_runner(
     return runner
 
 
+def trust(*networks: str) -> Trust:
+    """Return the trust in networks, or ``unix``, as they stand in the settings."""
+    return Trust(one if one == "unix" else ip_network(one) for one in networks)
+
+
 class Server:
     """One instance with one worker, served by this process."""
 
@@ -269,6 +276,7 @@ class Server:
         max_connections: int = 1000,
         max_pipeline: int = 32,
         trusted_proxies: tuple[str, ...] = (),
+        forwarded_header: Any = "x-forwarded-for",
         memory: SharedMemory | None = None,
         **knobs: Any,
     ) -> None:
@@ -288,7 +296,7 @@ class Server:
             ),
             max_connections=max_connections,
             max_pipeline=max_pipeline,
-            trusted_proxies=tuple(ip_network(one) for one in trusted_proxies),
+            proxies=Proxies(trust(*trusted_proxies), forwarded_header),
             open=set(),
         )
         self.errors: list[str] = []
