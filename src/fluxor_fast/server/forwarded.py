@@ -48,7 +48,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{
 # hold what stands in addresses: not all senders put the quotes around them that they should.
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REVERSED = re.compile(
-    rf'[ \t]*(?:"([^"\\]*)"|([!#$%&\'*+\-.^_`|~0-9A-Za-z:\[\]]+))=({_TOKEN})[ \t]*([;,]|\Z)'
+    rf'[ \t;]*(?:"([^"\\]*)"|([!#$%&\'*+\-.^_`|~0-9A-Za-z:\[\]]+))=({_TOKEN})([ \t;]*)(,|\Z)?'
 ).match
 
 
@@ -72,17 +72,17 @@ def elements(field: str) -> Iterator[dict[str, str]]:
     text, at = field[::-1], 0
     found: dict[str, str] = {}
     while match := _REVERSED(text, at):
-        quoted, plain, name, after = match.groups()
+        quoted, plain, name, gap, end = match.groups()
         name = name[::-1].lower()
         if name in found or len(found) == _PARAMETERS:
             return
         found[name] = (plain if quoted is None else quoted)[::-1]
         at = match.end()
-        if after != ";":
+        if end is not None:
             yield found
-            if not after:
-                return
             found = {}
+        elif ";" not in gap:
+            return
 
 
 def _scheme(text: str) -> str | None:
