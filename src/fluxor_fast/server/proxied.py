@@ -38,7 +38,7 @@ class Complaints:
         self._count += 1
         if tick != self._told:
             log.warning(
-                "closed for want of a PROXY header: %d more; the last, from %s: %s",
+                "connections closed for want of a PROXY header: %d; the last, from %s: %s",
                 self._count,
                 peer or "-",
                 why,
