@@ -668,3 +668,15 @@ def test_config_imports_nothing_of_the_server():
     source = Path(config.__file__).read_text()
     lines = [line for line in source.splitlines() if line.startswith("from fluxor_fast")]
     assert lines == ["from fluxor_fast.errors import ConfigError"]
+
+
+def test_values_that_do_not_go_together_are_told():
+    assert problem(environ={}, flags={"server.uds": "/s", "server.fd": "3"}) == (
+        "uds and fd: only one of them can be listened on"
+    )
+    words = "proxy_protocol: trusted_proxies must say whose PROXY headers count"
+    on = {"server.proxy_protocol": "true"}
+    assert problem(environ={}, flags=on) == words
+    assert problem(environ={}, flags={**on, "server.fd": "3"}) == words
+    assert load(environ={}, flags={**on, "server.uds": "/s"}).server.proxy_protocol
+    assert load(environ={}, flags={**on, "server.trusted_proxies": "unix"}).server.proxy_protocol

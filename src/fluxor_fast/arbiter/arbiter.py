@@ -338,10 +338,10 @@ class Arbiter:
         )
 
     def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.close()
         if self._socket_file is not None:
             self._socket_file.remove()
+        for listener in self._listeners:
+            listener.close()
 
     def _finish(self) -> int:
         return self._boot_code if self._boot_code is not None else self._exit_code

@@ -103,7 +103,11 @@ class SocketFile:
         return found.st_dev, found.st_ino
 
     def remove(self) -> None:
-        """Remove the file, unless it is another one by now."""
+        """Remove the file, unless it is another one by now.
+
+        To be called before the socket is closed: until then the number of its inode is not
+        given to another file.
+        """
         if self._identity is not None and self._look() == self._identity:
             self._path.unlink(missing_ok=True)
         self._identity = None
