@@ -376,7 +376,7 @@ async def serving(
 
     def accept() -> asyncio.Protocol:
         if proxy_protocol:
-            return ProxiedProtocol(server.service, complaints)
+            return ProxiedProtocol(server.service, complaints, lambda: HttpProtocol(server.service))
         return HttpProtocol(server.service)
 
     if unix is None:

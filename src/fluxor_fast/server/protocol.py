@@ -33,7 +33,7 @@ from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
 
-__all__ = ["HttpProtocol", "Open", "Service", "Timeouts"]
+__all__ = ["Behind", "HttpProtocol", "Open", "Service", "Timeouts"]
 
 LINGER: Final = 2
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -60,6 +60,16 @@ class Open(Protocol):
 
     def abort(self) -> None:
         """Drop it."""
+
+
+class Behind(Protocol):
+    """A protocol that can take over a connection behind its PROXY header."""
+
+    def take_over(self, transport: asyncio.Transport, peer: str | None, *, tls: bool) -> None:
+        """Take a connection that has its place; see ``HttpProtocol.take_over``."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes."""
 
 
 @dataclass(slots=True)
@@ -165,6 +175,7 @@ class HttpProtocol(asyncio.Protocol):
         """Take a connection that has its place, and whose PROXY header has been read.
 
         :param peer: the address it said; None if that of the transport is meant.
+        :param tls: whether it said that the client speaks TLS with the proxy.
         """
         self.transport = transport
         self._peer, self._tls = peer, tls

@@ -1,4 +1,4 @@
-"""A connection whose first bytes are a PROXY header: read it, then hand over to HTTP.
+"""A connection whose first bytes are a PROXY header: read it, then hand over to what follows.
 
 Rules:
 
@@ -8,17 +8,18 @@ Rules:
 2. What is not a whole header ends the connection at once and without an answer. So does a header
    that is not there in the time that a head may take.
 3. The connection counts from the start, and keeps its place when it is handed over.
-4. After the header this is out of the way: the transport calls ``HttpProtocol`` itself.
+4. After the header this is out of the way: the transport calls the next protocol itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fluxor_fast.server.addresses import UNIX, peer_of
-from fluxor_fast.server.protocol import HttpProtocol, Service
+from fluxor_fast.server.protocol import Behind, Service
 from fluxor_fast.server.proxy_header import ProxyHeader, ProxyHeaderError
 
 __all__ = ["Complaints", "ProxiedProtocol"]
@@ -47,13 +48,28 @@ class Complaints:
 
 
 class ProxiedProtocol(asyncio.Protocol):
-    """The protocol object of one connection until its header has been read."""
+    """The protocol object of one connection until its header has been read.
 
-    __slots__ = ("_closed", "_complaints", "_header", "_peer", "_since", "_transport", "service")
+    :param behind: makes the protocol that the connection is handed over to.
+    """
 
-    def __init__(self, service: Service, complaints: Complaints) -> None:
+    __slots__ = (
+        "_behind",
+        "_closed",
+        "_complaints",
+        "_header",
+        "_peer",
+        "_since",
+        "_transport",
+        "service",
+    )
+
+    def __init__(
+        self, service: Service, complaints: Complaints, behind: Callable[[], Behind]
+    ) -> None:
         self.service = service
         self._complaints = complaints
+        self._behind = behind
         self._header = ProxyHeader()
         self._transport: Any = None
         self._peer = ""
@@ -89,13 +105,12 @@ class ProxiedProtocol(asyncio.Protocol):
         if origin is None:
             return
         self._closed = True
-        service = self.service
-        service.open.discard(self)  # its place is the next one's
-        http = HttpProtocol(service)
-        self._transport.set_protocol(http)
-        http.take_over(self._transport, origin.address, tls=origin.tls)
+        self.service.open.discard(self)  # its place is the next one's
+        behind = self._behind()
+        self._transport.set_protocol(behind)
+        behind.take_over(self._transport, origin.address, tls=origin.tls)
         if self._header.rest:
-            http.data_received(self._header.rest)
+            behind.data_received(self._header.rest)
 
     def eof_received(self) -> None:
         """Let the connection go; without a byte it was a look whether we are there."""

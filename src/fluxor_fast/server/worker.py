@@ -224,7 +224,7 @@ class Worker:
         if not self.settings.server.proxy_protocol:
             return lambda: HttpProtocol(service)
         complaints = Complaints()
-        return lambda: ProxiedProtocol(service, complaints)
+        return lambda: ProxiedProtocol(service, complaints, lambda: HttpProtocol(service))
 
     async def _listen(
         self,
