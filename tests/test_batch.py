@@ -17,8 +17,10 @@ import pytest
 from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
 from fluxor_fast.server import batch
+from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import POLL, BatchRunner
+from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
 from tests.support.inprocess import head, in_loop, make_runner, until
@@ -132,7 +134,7 @@ class Bench:
             connections=share,
             max_connections=1000,
             max_pipeline=32,
-            trusted_proxies=(),
+            proxies=Proxies(Trust()),
             open=set(),
         )
 

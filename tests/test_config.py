@@ -130,7 +130,8 @@ def test_every_knob_can_be_given_in_every_way(file):
     special = {
         "database.url": "postgresql://h/",
         "auth.jwt_secret": "k" * 32,
-        "server.trusted_proxies": "10.0.0.0/8",
+        "server.trusted_proxies": "10.0.0.0/8,unix",
+        "server.fd": 3,
         "database.host": "db",
         "database.embedded": "/tmp/pg",
     }
@@ -262,6 +263,12 @@ def test_a_bad_value_is_told_even_where_it_is_overridden(file):
         ("server.trusted_proxies", "10.0.0.1/8"),
         ("server.trusted_proxies", "10.0.0.0/8,,"),
         ("server.trusted_proxies", 10),
+        ("server.trusted_proxies", "unix:"),
+        ("server.forwarded_header", "X-Real-IP"),
+        ("server.fd", 2),
+        ("server.uds_mode", "0o660"),
+        ("server.uds_mode", "888"),
+        ("server.uds_mode", "1777"),
         ("server.trusted_proxies", ["10.0.0.0/8", None]),
         ("server.app", ["a"]),
         ("server.slots", {"a": 1}),
@@ -618,6 +625,7 @@ def test_names_of_knobs():
     assert {path for path, knob in table.items() if knob.is_bool} == {
         "server.adaptive",
         "server.dev",
+        "server.proxy_protocol",
         "observability.access_log",
     }
     assert {path for path, knob in table.items() if knob.is_secret} == {
@@ -660,3 +668,15 @@ def test_config_imports_nothing_of_the_server():
     source = Path(config.__file__).read_text()
     lines = [line for line in source.splitlines() if line.startswith("from fluxor_fast")]
     assert lines == ["from fluxor_fast.errors import ConfigError"]
+
+
+def test_values_that_do_not_go_together_are_told():
+    assert problem(environ={}, flags={"server.uds": "/s", "server.fd": "3"}) == (
+        "uds and fd: only one of them can be listened on"
+    )
+    words = "proxy_protocol: trusted_proxies must say whose PROXY headers count"
+    on = {"server.proxy_protocol": "true"}
+    assert problem(environ={}, flags=on) == words
+    assert problem(environ={}, flags={**on, "server.fd": "3"}) == words
+    assert load(environ={}, flags={**on, "server.uds": "/s"}).server.proxy_protocol
+    assert load(environ={}, flags={**on, "server.trusted_proxies": "unix"}).server.proxy_protocol

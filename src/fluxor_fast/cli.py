@@ -71,7 +71,7 @@ def serve(app: str | None, config: Path | None, **options: Any) -> None:
     settings = _load(config, app, options)
     configure(settings.observability.log_level)
     with _prepared(settings) as ready:
-        code = Arbiter(ready, run_worker, lambda port: _announce(ready, port)).run()
+        code = Arbiter(ready, run_worker, lambda place: _announce(ready, place)).run()
     sys.exit(code)
 
 
@@ -126,15 +126,18 @@ def _prepared(settings: Settings) -> Iterator[Settings]:
         yield settings.model_copy(update={"database": database})
 
 
-def _announce(settings: Settings, port: int) -> None:
+def _announce(settings: Settings, place: str) -> None:
     server = settings.server
-    host = f"[{server.host}]" if ":" in server.host else server.host
+    url = f"http://{place}"
+    curl = f"{url}/"
+    if place.startswith("unix:"):
+        url, curl = place, f"--unix-socket {place.removeprefix('unix:')} http://localhost/"
     capacity = server.capacity
     click.echo(
-        f"fluxor-fast {__version__} serves {server.app} on http://{host}:{port}\n"
+        f"fluxor-fast {__version__} serves {server.app} on {url}\n"
         f"  {server.worker_count} workers, at most {capacity.max_ccu} requests in the system"
         f" (normal ones {capacity.normal}), {capacity.slots} at once\n"
-        f"  try: curl -i http://{host}:{port}/\n"
+        f"  try: curl -i {curl}\n"
         f"  stop: Ctrl-C",
         err=True,
     )

@@ -34,7 +34,8 @@ from fluxor_fast.errors import ConfigError
 def _networks(value: object) -> object:
     items = value.split(",") if isinstance(value, str) else value  # a list in the file
     try:
-        return tuple(ip_network(str(item).strip()) for item in items)  # type: ignore[attr-defined]
+        names = [str(item).strip() for item in items]  # type: ignore[attr-defined]
+        return tuple(name if name == "unix" else ip_network(name) for name in names)
     except (TypeError, ValueError):  # 10.0.0.1/8 may mean one host or a network
         raise ValueError("must be networks such as 10.0.0.0/8, without host bits") from None
 
@@ -73,7 +74,12 @@ Second = Annotated[float, Field(ge=0, le=1)]  # the least that Retry-After can s
 Text = Annotated[str, Field(min_length=1)]
 Host = Annotated[str, Field(pattern=r"^([\w.-]+|/[\w./-]+|[\da-fA-F]*(:[\da-fA-F.]*){2,})$")]
 Level = Literal["debug", "info", "warning", "error"]
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
+Forwarding = Literal["x-forwarded-for", "forwarded"]
+Networks = Annotated[
+    tuple[IPv4Network | IPv6Network | Literal["unix"], ...], BeforeValidator(_networks)
+]
+Descriptor = Annotated[int, Field(ge=3, le=2**31 - 1)]
+Mode = Annotated[str, Field(pattern=r"^0?[0-7]{3}$")]
 PostgresURL = Annotated[SecretStr, AfterValidator(_postgres_url)]
 Key = Annotated[SecretStr, AfterValidator(_long_enough)]
 
@@ -103,6 +109,9 @@ class ServerSettings(_Section):
     app: Text = _knob("fluxor_fast.service:app", "module:attribute; the reference service")
     host: Text = _knob("127.0.0.1", "address to listen on; not the world, unless you say so")
     port: Port = _knob(8080, "TCP port; needs no privileges (0 takes any free one)")
+    uds: Path | None = _knob(None, "Unix socket to listen on instead; none, as clients are remote")
+    uds_mode: Mode = _knob("660", "its permissions; its owner and group may connect, others not")
+    fd: Descriptor | None = _knob(None, "inherited listening socket; systemd's first one is 3")
     listener: Literal["reuseport", "shared"] = _knob("reuseport", "one for each worker, or for all")
     workers: Few | Literal["auto"] = _knob("auto", "processes; auto, one for each usable core")
     max_ccu: Count = _knob(5000, "most users at once, running and waiting; the peak we test")
@@ -131,7 +140,9 @@ class ServerSettings(_Section):
     adaptive: bool = _knob(False, "lower the limit while the service is slow; off: it is fixed")
     adaptive_floor: Count = _knob(20, "least the limit may adapt to; so that something is measured")
     slice_ms: Millis = _knob(2.0, "milliseconds of handlers per loop turn; then it looks around")
-    trusted_proxies: Networks = _knob((), "networks whose forwarding headers count; others lie")
+    trusted_proxies: Networks = _knob((), "networks, or unix, whose word on clients counts")
+    forwarded_header: Forwarding = _knob("x-forwarded-for", "what they keep; else clients write it")
+    proxy_protocol: bool = _knob(False, "a PROXY header begins each connection; clients send none")
     dev: bool = _knob(False, "development conveniences; off, as they are unsafe in public")
 
     @property
@@ -276,7 +287,19 @@ def load(
             problems.append(f"{where}: {_reason(knob, value, error)}")
     if problems:
         raise ConfigError([" ".join(problem.splitlines()) for problem in problems])
-    return Settings.model_validate(values)
+    settings = Settings.model_validate(values)
+    if conflicts := list(_conflicts(settings)):
+        raise ConfigError(conflicts)
+    return settings
+
+
+def _conflicts(settings: Settings) -> Iterator[str]:
+    """Yield what is wrong with values that are good by themselves."""
+    server = settings.server
+    if server.uds is not None and server.fd is not None:
+        yield "uds and fd: only one of them can be listened on"
+    if server.proxy_protocol and not server.trusted_proxies and server.uds is None:
+        yield "proxy_protocol: trusted_proxies must say whose PROXY headers count"
 
 
 class _Loader(yaml.BaseLoader):

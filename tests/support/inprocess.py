@@ -27,10 +27,13 @@ import uvloop
 from fluxor_fast.app import App
 from fluxor_fast.arbiter.shared import SHED_REASONS, SharedMemory, Word
 from fluxor_fast.routing import Route
+from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import BatchRunner, request_ids
+from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
 
 PATIENCE = 10.0  # seconds until a test that waits for something gives up
 
@@ -258,6 +261,11 @@ def make_runner(
     return runner
 
 
+def trust(*networks: str) -> Trust:
+    """Return the trust in networks, or ``unix``, as they stand in the settings."""
+    return Trust(one if one == "unix" else ip_network(one) for one in networks)
+
+
 class Server:
     """One instance with one worker, served by this process."""
 
@@ -269,6 +277,7 @@ class Server:
         max_connections: int = 1000,
         max_pipeline: int = 32,
         trusted_proxies: tuple[str, ...] = (),
+        forwarded_header: Any = "x-forwarded-for",
         memory: SharedMemory | None = None,
         **knobs: Any,
     ) -> None:
@@ -288,20 +297,23 @@ class Server:
             ),
             max_connections=max_connections,
             max_pipeline=max_pipeline,
-            trusted_proxies=tuple(ip_network(one) for one in trusted_proxies),
+            proxies=Proxies(trust(*trusted_proxies), forwarded_header),
             open=set(),
         )
         self.errors: list[str] = []
         self.port = 0
+        self.path: str | None = None  # of a Unix socket, instead of the port
         self.clients: list[Client] = []
 
     async def connect(self, *, receive_buffer: int = 0) -> Client:
-        sock = socket.socket()
+        sock = socket.socket(socket.AF_INET if self.path is None else socket.AF_UNIX)
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.path is None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        place = self.path or ("127.0.0.1", self.port)
+        await asyncio.get_running_loop().sock_connect(sock, place)
         client = Client(sock)
         self.clients.append(client)
         return client
@@ -346,8 +358,13 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: App, **knobs: Any) -> AsyncIterator[Server]:
-    """Serve ``app`` and yield the ``Server``; at the end, check that nothing is left over."""
+async def serving(
+    app: App, *, proxy_protocol: bool = False, unix: str | None = None, **knobs: Any
+) -> AsyncIterator[Server]:
+    """Serve ``app`` and yield the ``Server``; at the end, check that nothing is left over.
+
+    :param unix: path of a Unix socket to listen on.
+    """
     loop = asyncio.get_running_loop()
     server = Server(app, **knobs)
 
@@ -355,10 +372,19 @@ async def serving(app: App, **knobs: Any) -> AsyncIterator[Server]:
         server.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     loop.set_exception_handler(caught)
-    listening = await loop.create_server(
-        lambda: HttpProtocol(server.service), "127.0.0.1", 0, backlog=512
-    )
-    server.port = listening.sockets[0].getsockname()[1]
+    complaints = Complaints()
+
+    def accept() -> asyncio.Protocol:
+        if proxy_protocol:
+            return ProxiedProtocol(server.service, complaints, lambda: HttpProtocol(server.service))
+        return HttpProtocol(server.service)
+
+    if unix is None:
+        listening = await loop.create_server(accept, "127.0.0.1", 0, backlog=512)
+        server.port = listening.sockets[0].getsockname()[1]
+    else:
+        listening = await loop.create_unix_server(accept, unix, backlog=512)
+        server.path = unix
     try:
         yield server
         for client in server.clients:

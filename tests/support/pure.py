@@ -32,6 +32,12 @@ class FakeConnection:
     def client_of(self, head: Head) -> str:
         return self.peer
 
+    def scheme_of(self, head: Head) -> str:
+        return "http"
+
+    def host_of(self, head: Head) -> str:
+        return head.host
+
 
 def make_request(
     method: str = "GET",

@@ -50,8 +50,13 @@ class Answer:
 class Client:
     """One connection, with requests and answers apart."""
 
-    def __init__(self, port: int, timeout: float = 10.0) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout)
+    def __init__(self, port: int | str, timeout: float = 10.0) -> None:
+        if isinstance(port, str):  # the path of a Unix socket
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(timeout)
+            self.socket.connect(port)
+        else:
+            self.socket = socket.create_connection(("127.0.0.1", port), timeout)
         self.file = self.socket.makefile("rb")
 
     def send(self, target: str, method: str = "GET", body: bytes = b"", **headers: str) -> None:
@@ -88,7 +93,7 @@ class Client:
         self.close()
 
 
-def get(port: int, target: str, **headers: str) -> Answer:
+def get(port: int | str, target: str, **headers: str) -> Answer:
     """Make one request on a connection of its own."""
     with Client(port) as client:
         return client.request(target, **headers)
@@ -105,6 +110,7 @@ class LiveServer:
         cwd: Path = APPS,
         wait: bool = True,
         most_files: int | None = None,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         clean = {
             name: value
@@ -120,6 +126,7 @@ class LiveServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=pass_fds,
             preexec_fn=most_files
             and partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most_files, most_files)),
         )

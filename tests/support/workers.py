@@ -13,9 +13,11 @@ from typing import Any
 
 from fluxor_fast import App
 from fluxor_fast.arbiter.shared import REGION, SHED_REASONS, SharedMemory, Word
+from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import BatchRunner
 from fluxor_fast.server.counters import Counters
+from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
 from tests.support.inprocess import head, make_runner
@@ -129,7 +131,7 @@ class Worker:
             connections=self._share(memory.connections, 2),
             max_connections=10_000,
             max_pipeline=32,
-            trusted_proxies=(),
+            proxies=Proxies(Trust()),
             open=set(),
         )
 

@@ -38,7 +38,14 @@ from dataclasses import dataclass, field
 
 from fluxor_fast.arbiter.adaptive import AdaptiveLimit, AdaptiveSettings, Look
 from fluxor_fast.arbiter.shared import LOOK_SECONDS, SharedMemory, State, Word
-from fluxor_fast.arbiter.sockets import bind_listeners, provide_descriptors
+from fluxor_fast.arbiter.sockets import (
+    SocketFile,
+    bind_listeners,
+    bind_unix,
+    inherit,
+    place_of,
+    provide_descriptors,
+)
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import BootError
 
@@ -89,14 +96,14 @@ class Arbiter:
     """The master of one instance.
 
     :param worker_main: what a worker process runs.
-    :param announce: called once with the port when all workers are ready.
+    :param announce: called once with the place (``sockets.place_of``) when all workers are ready.
     """
 
     def __init__(
         self,
         settings: Settings,
         worker_main: WorkerMain,
-        announce: Callable[[int], None] = lambda port: None,
+        announce: Callable[[str], None] = lambda place: None,
     ) -> None:
         self._settings = settings
         self._worker_main = worker_main
@@ -107,6 +114,7 @@ class Arbiter:
         self._due: dict[int, float] = {}  # index → when its worker is to be replaced
         self._backoff = [Backoff() for _ in range(self._count)]
         self._listeners: list[socket.socket] = []
+        self._socket_file: SocketFile | None = None
         self._serving = False  # all workers were ready once
         self._stopping = False
         self._kill_at = float("inf")
@@ -128,10 +136,8 @@ class Arbiter:
         :raises BootError: if the workers cannot start.
         """
         server = self._settings.server
-        self._listeners = bind_listeners(
-            server.host, server.port, self._count, shared=server.listener == "shared"
-        )
-        port = self._listeners[0].getsockname()[1]
+        self._bind()
+        place = place_of(self._listeners[0])
         provide_descriptors(server.capacity.max_connections)
         self._lifeline = os.pipe()
         wake_in, wake_out = os.pipe()
@@ -153,7 +159,7 @@ class Arbiter:
                 except BlockingIOError:
                     pass
                 self._reap()
-                self._look_after(port)
+                self._look_after(place)
             return self._finish()
         finally:
             signal.set_wakeup_fd(-1)
@@ -162,6 +168,19 @@ class Arbiter:
             for fd in (*self._wake, *self._lifeline):
                 os.close(fd)
             self._close_listeners()
+
+    def _bind(self) -> None:
+        server = self._settings.server
+        if server.uds is not None:
+            self._listeners, self._socket_file = bind_unix(
+                server.uds, int(server.uds_mode, 8), self._count, server.backlog
+            )
+        elif server.fd is not None:
+            self._listeners = inherit(server.fd, self._count)
+        else:
+            self._listeners = bind_listeners(
+                server.host, server.port, self._count, shared=server.listener == "shared"
+            )
 
     # signals
 
@@ -226,7 +245,7 @@ class Arbiter:
         )
         self._due[index] = now + delay
 
-    def _look_after(self, port: int) -> None:
+    def _look_after(self, place: str) -> None:
         """Start what is due, end what hangs, notice what has become ready."""
         now = time.monotonic()
         if now >= self._kill_at:
@@ -248,7 +267,7 @@ class Arbiter:
             if all(ready):
                 if len(ready) == self._count:
                     self._serving = True
-                    self._announce(port)
+                    self._announce(place)
                 else:
                     for index in range(1, self._count):
                         self._spawn(index)
@@ -319,6 +338,8 @@ class Arbiter:
         )
 
     def _close_listeners(self) -> None:
+        if self._socket_file is not None:
+            self._socket_file.remove()
         for listener in self._listeners:
             listener.close()
 

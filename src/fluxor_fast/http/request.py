@@ -48,6 +48,12 @@ class Connection(Protocol):
     def client_of(self, head: Head) -> str:
         """Address of the client, seen through trusted proxies."""
 
+    def scheme_of(self, head: Head) -> str:
+        """Scheme that the client used, seen through trusted proxies."""
+
+    def host_of(self, head: Head) -> str:
+        """Host that the client asked for, seen through trusted proxies."""
+
 
 class Headers(Mapping[str, str]):
     """Header fields by name, without regard to case; ``get_all`` gives repeated ones.
@@ -85,6 +91,9 @@ class Head:
     its route reads that itself, or has no use for a body that the client has not sent yet.
     ``timeout`` is how many seconds the client says it waits.
     """
+
+    authority: str | None = None
+    """Host and port of a target in absolute form: they count, not ``Host`` (RFC 9112, 3.2.2)."""
 
     # no __slots__: cached properties live in __dict__, and a head is made once for many requests
     def __init__(
@@ -128,6 +137,11 @@ class Head:
         return Headers(self.raw_headers)
 
     @cached_property
+    def host(self) -> str:
+        """The host that the request names, with its port if it names one; HTTP/1.0 may not."""
+        return self.headers.get("host", "") if self.authority is None else self.authority
+
+    @cached_property
     def query_items(self) -> tuple[tuple[str, str], ...]:
         """The query as decoded pairs, in order; a query that is not UTF-8 is a 400."""
         try:
@@ -147,8 +161,9 @@ class Request:
     """One request.
 
     Handlers use ``method``, ``path``, ``params``, ``query``, ``headers``, ``body``, ``json()``,
-    ``id``, ``client``, ``app`` and ``state``; ``stream()`` and ``read()`` give the body on every
-    route, and alone give it on one that streams. The other attributes belong to the server.
+    ``id``, ``client``, ``scheme``, ``host``, ``app`` and ``state``; ``stream()`` and ``read()`` give
+    the body on every route, and alone give it on one that streams. The other attributes belong to
+    the server.
     """
 
     __slots__ = (
@@ -216,8 +231,26 @@ class Request:
 
     @property
     def client(self) -> str:
-        """Address of the client; a proxy's word for it counts only if the proxy is trusted."""
+        """Address of the client; a proxy's word for it counts only if the proxy is trusted.
+
+        In one form (no port, no zone, IPv4 where it is IPv4); ``unix`` for who came through a
+        Unix socket without a trusted word of another address; empty if it is not known.
+        """
         return self.connection.client_of(self.head)
+
+    @property
+    def scheme(self) -> str:
+        """``https`` if the client speaks TLS with us, or a trusted proxy says so; or ``http``."""
+        return self.connection.scheme_of(self.head)
+
+    @property
+    def host(self) -> str:
+        """The host that the client asked for, with its port if it named one.
+
+        What the request says, or a trusted proxy. The client can write what it likes: compare it
+        with what you serve before you build links with it.
+        """
+        return self.connection.host_of(self.head)
 
     @property
     def state(self) -> dict[str, Any]:

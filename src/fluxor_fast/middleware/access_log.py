@@ -1,7 +1,8 @@
 """One line in the log for each request that reached a handler.
 
 Left out unless asked for (``--access-log``). The path is logged as it was sent, still
-percent-encoded, and the request line admits no control characters: a line cannot be forged.
+percent-encoded, and the request line admits no control characters; the client is an address,
+whoever says so: a line cannot be forged.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _Line:
             request.path,
             error.status if isinstance(error, HTTPError) else self._status,
             (monotonic() - self._started) * 1e3,
-            request.client,
+            request.client or "-",
             request.id,
         )
 

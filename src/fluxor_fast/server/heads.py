@@ -185,7 +185,7 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
     if authority:
         fields.headers = [(n, authority if n == b"host" else v) for n, v in fields.headers]
     route, params = router.match(method.decode(), path)
-    return Head(
+    head = Head(
         method=method.decode(),
         path=path,
         query=query,
@@ -199,6 +199,10 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
         route=route,
         params=params,
     )
+    if not fields.url.startswith(b"/"):
+        absolute = _ABSOLUTE.fullmatch(fields.url)
+        head.authority = absolute and absolute[1].decode("ascii")
+    return head
 
 
 def _length(lengths: list[bytes], codings: list[bytes], http_11: bool) -> int:

@@ -21,22 +21,22 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import sys
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Head, Request, StreamedRequest
+from fluxor_fast.server.addresses import peer_of
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
+from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
 from fluxor_fast.server.streaming import CONTINUE, AnswerWriter, BodyStream
 
-__all__ = ["HttpProtocol", "Service", "Timeouts"]
+__all__ = ["Behind", "HttpProtocol", "Open", "Service", "Timeouts"]
 
 LINGER: Final = 2
 
@@ -51,6 +51,29 @@ class Timeouts:
     write: float
 
 
+class Open(Protocol):
+    """An open connection, as the worker sees it: it counts, and must end some time."""
+
+    def check(self, tick: int) -> None:
+        """End it if it has outlived a timeout."""
+
+    def close_idle(self) -> None:
+        """Close it if nothing is owed on it."""
+
+    def abort(self) -> None:
+        """Drop it."""
+
+
+class Behind(Protocol):
+    """A protocol that can take over a connection behind its PROXY header."""
+
+    def take_over(self, transport: asyncio.Transport, peer: str | None, *, tls: bool) -> None:
+        """Take a connection that has its place; see ``HttpProtocol.take_over``."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes."""
+
+
 @dataclass(slots=True)
 class Service:
     """What all connections of a worker share."""
@@ -62,10 +85,16 @@ class Service:
     connections: SharedLimit
     max_connections: int
     max_pipeline: int
-    trusted_proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
-    open: set[HttpProtocol]
+    proxies: Proxies
+    open: set[Open]
     room: int = sys.maxsize
     """How many connections this process has descriptors for."""
+
+    def take_place(self) -> bool:
+        """Count one connection more, if there is room; who calls this puts it among ``open``."""
+        return len(self.open) < self.room and bool(
+            self.connections.acquire(1, self.max_connections)
+        )
 
 
 class _Answered(Request):
@@ -89,9 +118,11 @@ class HttpProtocol(asyncio.Protocol):
         "_out",
         "_paced",
         "_paused",
+        "_peer",
         "_reader",
         "_since_write",
         "_slow",
+        "_tls",
         "closed",
         "current",
         "ends",
@@ -113,6 +144,8 @@ class HttpProtocol(asyncio.Protocol):
         self._cached = service.heads.found
         # of the connection
         self.transport: Any = None
+        self._peer: str | None = None  # asked for when wanted, or told by a PROXY header
+        self._tls = False  # whether such a header says that the client speaks TLS
         self.closed = False
         self.write_paused = False
         self._closing = False  # nothing more is read as a request
@@ -139,15 +172,26 @@ class HttpProtocol(asyncio.Protocol):
         """Take the connection, or refuse it unread when there are too many."""
         self.transport = transport
         self.runner.fresh += 1
-        service = self.service
-        if len(service.open) >= service.room or not service.connections.acquire(
-            1, service.max_connections
-        ):
+        if self.service.take_place():
+            self._begin()
+        else:
             self.closed = True
             self.transport.write(self.runner.refuse_connection())
             self.transport.close()
-            return
-        service.open.add(self)
+
+    def take_over(self, transport: asyncio.Transport, peer: str | None, *, tls: bool) -> None:
+        """Take a connection that has its place, and whose PROXY header has been read.
+
+        :param peer: the address it said; None if that of the transport is meant.
+        :param tls: whether it said that the client speaks TLS with the proxy.
+        """
+        self.transport = transport
+        self._peer, self._tls = peer, tls
+        self._begin()
+
+    def _begin(self) -> None:
+        # the connection has its place, and from here on ``peer`` is who it is
+        self.service.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back what the connection held; what it waited for is no longer wanted."""
@@ -555,32 +599,24 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def peer(self) -> str:
-        """Address of the other end."""
-        name = self.transport.get_extra_info("peername")
-        return str(name[0]) if name else ""
+        """Address of the other end, or what a PROXY header said of it.
+
+        ``unix`` if it came through a Unix socket, empty if it is not known.
+        """
+        peer = self._peer
+        if peer is None:
+            peer = self._peer = peer_of(self.transport)
+        return peer
 
     def client_of(self, head: Head) -> str:
-        """Address of the client, through the trusted proxies' ``X-Forwarded-For``.
+        """Address of the client, seen through trusted proxies."""
+        return self.service.proxies.client(self.peer, head)
 
-        Read from the right, the first address that is no trusted proxy is the client's: what
-        stands left of it the client may have made up.
-        """
-        client = self.peer
-        trusted = self.service.trusted_proxies
-        if not trusted:
-            return client
-        forwarded = head.headers.get("x-forwarded-for", "")
-        for hop in reversed(forwarded.split(",")):
-            try:
-                known = ipaddress.ip_address(client)
-            except ValueError:
-                return client
-            if not any(known in network for network in trusted):
-                return client
-            hop = hop.strip()
-            try:
-                ipaddress.ip_address(hop)
-            except ValueError:
-                return client
-            client = hop
-        return client
+    def scheme_of(self, head: Head) -> str:
+        """Scheme that the client used, seen through trusted proxies."""
+        tls = self._tls or self.transport.get_extra_info("sslcontext") is not None
+        return self.service.proxies.scheme(self.peer, "https" if tls else "http", head)
+
+    def host_of(self, head: Head) -> str:
+        """Host that the client asked for, seen through trusted proxies."""
+        return self.service.proxies.host(self.peer, head)

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -37,10 +38,13 @@ from fluxor_fast.errors import AppImportError, BootError, FluxorError
 from fluxor_fast.middleware.access_log import access_log
 from fluxor_fast.observability.metrics import InstanceMetrics
 from fluxor_fast.routing import Route
+from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import ACCEPTS, BatchRunner, request_ids
+from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache, Limits
-from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+from fluxor_fast.server.protocol import HttpProtocol, Open, Service, Timeouts
+from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
 
 __all__ = ["load_app", "run_worker"]
 
@@ -138,7 +142,7 @@ class Worker:
         self.index = index
         self.app = app
         self.region = memory.region(index)
-        self.open: set[HttpProtocol] = set()
+        self.open: set[Open] = set()
         self.threads = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
         app.settings = settings
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
@@ -179,10 +183,9 @@ class Worker:
         # libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
         # milliseconds: with one listener, a health check behind a thousand new connections waits
         # seconds. Each further handle costs a new connection one more look at the listener.
+        factory = self._factory(service)
         servers = [
-            await loop.create_server(
-                lambda: HttpProtocol(service), sock=each, backlog=self.settings.server.backlog
-            )
+            await self._listen(loop, factory, each)
             for each in (listener, *(listener.dup() for _ in range(ACCEPTS - 1)))
         ]
         # what is there now stays: the collector need not look at it again, and the pages stay
@@ -215,6 +218,30 @@ class Worker:
         self.threads.shutdown(wait=False, cancel_futures=True)
         runner.counters.publish_latencies()
         return 0
+
+    def _factory(self, service: Service) -> Callable[[], asyncio.Protocol]:
+        """Return what makes the protocol object of a new connection."""
+        if not self.settings.server.proxy_protocol:
+            return lambda: HttpProtocol(service)
+        complaints = Complaints()
+        return lambda: ProxiedProtocol(service, complaints, lambda: HttpProtocol(service))
+
+    async def _listen(
+        self,
+        loop: Any,  # typeshed has cleanup_socket from 3.13 on, uvloop everywhere
+        factory: Callable[[], asyncio.Protocol],
+        listener: socket.socket,
+    ) -> asyncio.Server:
+        backlog = self.settings.server.backlog
+        server: asyncio.Server
+        if listener.family == socket.AF_UNIX:
+            # its file is the arbiter's: a worker that leaves must not remove it
+            server = await loop.create_unix_server(
+                factory, sock=listener, backlog=backlog, cleanup_socket=False
+            )
+        else:
+            server = await loop.create_server(factory, sock=listener, backlog=backlog)
+        return server
 
     def _service(self, loop: asyncio.AbstractEventLoop) -> Service:
         server = self.settings.server
@@ -267,7 +294,7 @@ class Worker:
             connections=limit(memory.connections, CONNECTIONS_BYTE),
             max_connections=capacity.max_connections,
             max_pipeline=server.max_pipeline,
-            trusted_proxies=server.trusted_proxies,
+            proxies=Proxies(Trust(server.trusted_proxies), server.forwarded_header),
             open=self.open,
             room=_room_for_connections(),
         )
