@@ -161,7 +161,7 @@ class Request:
     """One request.
 
     Handlers use ``method``, ``path``, ``params``, ``query``, ``headers``, ``body``, ``json()``,
-    ``id``, ``client``, ``scheme``, ``host``, ``app`` and ``state``; ``stream()`` and ``read()`` give
+    ``id``, ``client``, ``scheme``, ``host``, ``app``, ``state``; ``stream()`` and ``read()`` give
     the body on every route, and alone give it on one that streams. The other attributes belong to
     the server.
     """
