@@ -9,6 +9,10 @@ Rules kept here (sections of RFC 9112):
 4. Chunk sizes are bounded hexadecimal digits; extensions are bounded and ignored; trailers
    are bounded, must be well formed, and are dropped (7.1.1 and 7.1.2).
 5. After an error nothing more is read as a request.
+6. What is held of a request that is not complete is a head, or a body with no more beside it
+   than the line that is being read: pieces are joined as they come, since an object for each
+   would take a multiple of its bytes. No byte of a body is looked at twice; of a head only its
+   copy grows with what is there (``tests/test_limits.py`` counts).
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ __all__ = ["END", "ChunkedDecoder", "Reader"]
 END = b"\r\n\r\n"
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 _BEGINNINGS = frozenset(b"!#$%&'*+-.^_`|~\r" + digits.encode() + ascii_letters.encode())
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
@@ -38,26 +43,31 @@ class ChunkedDecoder:
     LINE = 1024  # longest chunk-size line, extensions included
     EXTENSIONS = 16 * 1024  # all size lines of one body beyond their bare digits
     TRAILERS = 8 * 1024  # all trailer lines together
+    BURST = 512  # lines read at one go: a read full of tiny chunks must not hold up the loop
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._pieces: list[bytes] = []
+        self._body = bytearray()
         self._length = 0
         self._missing = 0  # of the chunk that is being read
         self._stage = "size"  # size → data → end → size …, and trailer after the last size
         self._overhead = 0
         self._trailers = 0
+        self.interrupted = False
 
     def feed(self, data: bytes, at: int) -> tuple[int, bytes | None]:
         """Read ``data`` from ``at``; return where it stopped, and the body once it is complete.
 
+        After ``BURST`` lines it stops and is ``interrupted``: call it again, with the rest.
+
         :raises HTTPError: 400 for bad framing, 413 beyond the limit, 431 for long trailers.
         """
-        while True:
+        self.interrupted = False
+        for _ in range(self.BURST):
             if self._stage == "data":
                 piece = data[at : at + self._missing]
                 if piece:
-                    self._pieces.append(piece)
+                    self._body += piece
                     at += len(piece)
                     self._missing -= len(piece)
                 if self._missing:
@@ -90,7 +100,14 @@ class ChunkedDecoder:
                 if not _TRAILER.fullmatch(line):
                     raise HTTPError(400, "a trailer is malformed")
             else:
-                return at, b"".join(self._pieces)
+                return at, bytes(self._body)
+        self.interrupted = True
+        return at, None
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that have arrived, its framing not counted."""
+        return self._length - self._missing
 
     def _size(self, line: bytes) -> None:
         match = _SIZE.fullmatch(line)
@@ -110,8 +127,9 @@ class ChunkedDecoder:
 class Reader:
     """Reads the requests of one connection.
 
-    Call ``feed`` with what arrived, then ``next`` until it returns None. ``next`` raises an
-    ``HTTPError`` where the stream cannot be read any further.
+    Call ``feed`` with what arrived, then ``next`` until it returns None, and after that again
+    while it was ``interrupted``. ``next`` raises an ``HTTPError`` where the stream cannot be read
+    any further.
     """
 
     __slots__ = ("_at", "_body", "_cache", "_chunks", "_data", "_head", "_missing", "_seen")
@@ -120,9 +138,9 @@ class Reader:
         self._cache = cache
         self._data = b""
         self._at = 0
-        self._seen = 0  # up to where the end of a head was looked for
+        self._seen = 0  # up to where a head without its end was looked at, and was right
         self._head: Head | None = None
-        self._body: list[bytes] = []
+        self._body = bytearray()
         self._missing = 0
         self._chunks: ChunkedDecoder | None = None
 
@@ -141,9 +159,28 @@ class Reader:
         return self._head is not None or self._at < len(self._data)
 
     @property
+    def begun(self) -> bool:
+        """Whether a request has begun that is not complete; an empty line begins none."""
+        return self._head is not None or (
+            self._at < len(self._data) and self._data[self._at] != 0x0D
+        )
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that have arrived; for a body that is being read."""
+        if self._chunks is not None:
+            return self._chunks.received
+        return len(self._body)
+
+    @property
     def in_body(self) -> bool:
         """Whether a head is complete and its body is not."""
         return self._head is not None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether ``next`` stopped though there may be more to read: call it again, but later."""
+        return self._head is not None and self._chunks is not None and self._chunks.interrupted
 
     @property
     def awaits_continue(self) -> bool:
@@ -151,7 +188,7 @@ class Reader:
         return (
             self._head is not None
             and self._head.expects_continue
-            and not self._body
+            and not self.received
             and self._at == len(self._data)
         )
 
@@ -180,18 +217,18 @@ class Reader:
 
     def _next_head(self) -> Head | None:
         data, at = self._data, self._at
-        while data.startswith(b"\r\n", at):
-            at += 2
-        self._at = at
+        if data.startswith(b"\r\n", at):
+            at = self._at = _EMPTY_LINES.match(data, at).end()  # type: ignore[union-attr]
         limits = self._cache.limits
         most = at + limits.head
         stop = data.find(END, max(at, self._seen - 3), most)
         if stop < 0:
             # what is wrong is told alike however the bytes were cut: by the first that is wrong
-            self._seen = len(data)
-            if at < self._seen and data[at] not in _BEGINNINGS:
+            if at < len(data) and data[at] not in _BEGINNINGS:
                 raise HTTPError(400, "the request line is malformed")
-            if data.count(b"\n", at, most) != data.count(b"\r\n", at, most):
+            new = max(at, self._seen)
+            self._seen = len(data)
+            if data.count(b"\n", new, most) != data.count(b"\r\n", max(at, new - 1), most):
                 raise HTTPError(400, "a line of the head does not end with CRLF")
             if len(data) > most:
                 if data.find(b"\r\n", at, at + limits.target + 64) < 0:
@@ -214,10 +251,9 @@ class Reader:
         self._missing -= len(piece)
         if not self._missing and not self._body:
             return piece
-        if piece:
-            self._body.append(piece)
+        self._body += piece
         if self._missing:
             return None
-        body = b"".join(self._body)
-        self._body = []
+        body = bytes(self._body)
+        self._body = bytearray()
         return body
