@@ -564,7 +564,7 @@ def test_masked_shows_all_but_the_secrets():
     assert data["database"]["embedded"] == "/data/pg"
     assert data["server"]["trusted_proxies"] == ["10.0.0.0/8"]
     assert data["server"]["max_ccu"] == 5000
-    pool = {"pool_min": 50, "pool_max": 200}
+    pool = {"max_connections_per_client": 2500, "pool_min": 50, "pool_max": 200}
     assert data.pop("capacity") == asdict(found.server.capacity) | pool
     assert {f"{section}.{name}" for section in data for name in data[section]} == {
         knob.path for knob in knobs()

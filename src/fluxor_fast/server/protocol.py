@@ -14,6 +14,12 @@ Rules:
    nothing more is read as a request. Input is discarded for ``LINGER`` seconds so that the
    answer is not lost in a reset (RFC 9112, section 9.6).
 4. No timer per connection: the worker's sweep calls ``check`` about once a second.
+5. Deadlines are absolute: bytes that trickle in put none off. They run while the client may
+   send: time in which the socket was not read, or earlier answers were owed, is not the client's.
+6. What a client makes a connection hold before admission is bounded: what one read of the loop
+   brought (256,000 bytes) and a head; one body; and of requests in progress, ``max_pipeline``
+   heads, and bodies up to ``max_body`` and one more. With the defaults 2.5 MB while one body is
+   read, and 5 MB with as many requests in progress as can be (``tests/test_limits.py``).
 """
 
 from __future__ import annotations
@@ -24,29 +30,40 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Head, Request
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
+from fluxor_fast.server.clients import ClientLimit, Place
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
+from fluxor_fast.server.sweep import unsent
 
 __all__ = ["HttpProtocol", "Service", "Timeouts"]
 
 LINGER: Final = 2
+GRACE: Final = 5
+"""Seconds before it is judged how fast a client sends or reads."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds, kept to about a second."""
+    """Seconds, kept to about a second, and bytes per second."""
 
     head: float
     body: float
     keep_alive: float
     write: float
+    age: float = inf
+    """Of a connection; the request after it is the last."""
+    body_rate: int = 0
+    """The least at which a body comes, on average since it began."""
+    write_rate: int = 0
+    """The least at which a full buffer is taken in, on average since it was full."""
 
 
 @dataclass(slots=True)
@@ -64,6 +81,10 @@ class Service:
     open: set[HttpProtocol]
     room: int = sys.maxsize
     """How many connections this process has descriptors for."""
+    clients: ClientLimit | None = None
+    """None: a client may have any number of connections."""
+    keep_alive_requests: int = 0
+    """Requests on a connection; 0: any number."""
 
 
 class _Answered(Request):
@@ -79,16 +100,22 @@ class HttpProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_cached",
+        "_client",
         "_closing",
         "_continued",
         "_eof",
+        "_held",
         "_kept",
+        "_left",
+        "_made",
         "_out",
         "_paced",
         "_paused",
         "_reader",
         "_since_write",
         "_slow",
+        "_stopped",
+        "_unsent",
         "closed",
         "current",
         "order",
@@ -116,30 +143,57 @@ class HttpProtocol(asyncio.Protocol):
         self._paced = False  # …because a request on it was refused
         self.pause = self.resumed = 0.0  # the last time that was so (see refusal.Pacer)
         self._reader: Reader | None = None
-        self._slow = False  # the reader is in the middle of something
+        self._left = service.keep_alive_requests or None  # None: any number of requests more
+        self._slow = self._left is not None  # the reader is in the middle of something, or counts
+        self._client: Place = ()
         self._out: list[bytes] = []  # in order, to be written in one go
         self._kept = 0  # permits of answers that the client has not taken in
+        self._held = 0  # bytes of bodies since nothing was in progress
+        self._unsent = 0  # bytes to be taken in since the buffer was full
         # of the requests in progress
         self.current: Request | None = None
         self.order: deque[Request] | None = None
         self._continued = False
-        self.since = self._since_write = service.runner.tick
+        self.since = self._since_write = self._made = self._stopped = service.runner.tick
 
     # what the loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection, or refuse it unread when there are too many."""
+        """Take the connection, or refuse it unread when there are too many.
+
+        First of all clients together: then this one's address need not be looked at.
+        """
         self.transport = transport
         self.runner.fresh += 1
         service = self.service
         if len(service.open) >= service.room or not service.connections.acquire(
             1, service.max_connections
         ):
-            self.closed = True
-            self.transport.write(self.runner.refuse_connection())
-            self.transport.close()
-            return
-        service.open.add(self)
+            self._turn_away("connections")
+        elif not self.count_for(self.peer if service.clients is not None else ""):
+            service.connections.release(1)
+            self._turn_away("client")
+        else:
+            service.open.add(self)
+
+    def count_for(self, address: str) -> bool:
+        """Count the connection as one of the client at ``address``; False: that has too many.
+
+        Again where the address turns out to be another: then it is counted under that alone.
+        """
+        clients = self.service.clients
+        if clients is not None:
+            place = clients.acquire(address)
+            if place is None:
+                return False
+            clients.release(self._client)
+            self._client = place
+        return True
+
+    def _turn_away(self, reason: str) -> None:
+        self.closed = True
+        self.transport.write(self.runner.refuse_connection(reason))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back what the connection held; what it waited for is no longer wanted."""
@@ -147,6 +201,9 @@ class HttpProtocol(asyncio.Protocol):
             return
         self.service.open.discard(self)
         self.service.connections.release(1)
+        if self._client:
+            assert self.service.clients is not None
+            self.service.clients.release(self._client)
         owed = self.order or (self.current,)
         self.closed = self._closing = True
         self.order = deque()  # not None: the batch's short way asks this
@@ -176,10 +233,10 @@ class HttpProtocol(asyncio.Protocol):
         reader = self._reader
         if reader is None:
             reader = self._reader = Reader(self.service.heads)
-        idle = not reader.partial
+        idle = not reader.begun
         reader.feed(data)
         self._read()
-        if idle and reader.partial:  # empty lines begin nothing
+        if idle and reader.begun:  # empty lines begin nothing
             self.since = self.runner.tick
 
     def _take_heads(self, data: bytes, known: Head | None) -> bool:
@@ -238,6 +295,8 @@ class HttpProtocol(asyncio.Protocol):
         """Stop reading while the client does not take in its answers."""
         self.write_paused = True
         self._since_write = self.runner.tick
+        self._unsent = unsent(self.transport)
+        self._go_the_long_way()  # what is still to come is counted by ``flush``
         self._pause()
 
     def resume_writing(self) -> None:
@@ -255,8 +314,13 @@ class HttpProtocol(asyncio.Protocol):
         reader = self._reader
         assert reader is not None
         cap = self.service.max_pipeline
+        most = self.service.heads.limits.body
+        if self.current is None:
+            self._held = 0
         while not self._closing:
-            if (self.current is not None if self.order is None else len(self.order)) >= cap:
+            if (
+                self.current is not None if self.order is None else len(self.order)
+            ) >= cap or self._held > most:
                 self._slow = True
                 self._go_the_long_way()
                 self._pause()
@@ -271,11 +335,14 @@ class HttpProtocol(asyncio.Protocol):
                 if reader.in_body and not in_body:  # the deadline of the body begins
                     self.since = self.runner.tick
                     self._continued = False
+                if reader.interrupted:  # others first
+                    self._pause()
+                    self.runner.call_soon(self._resume)
                 break
             self.since = self.runner.tick
             self._arrive(*message)
-        self._slow = reader.partial
-        if self._slow and reader.awaits_continue and not self._continued:
+        self._slow = reader.partial or self._left is not None
+        if reader.awaits_continue and not self._continued:
             if self.current is None:
                 self._continued = True
                 self.transport.write(CONTINUE)
@@ -288,6 +355,11 @@ class HttpProtocol(asyncio.Protocol):
             self.order = deque((self.current,))
 
     def _arrive(self, head: Head, body: bytes) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                head = head.closing()
+        self._held += len(body)
         request = Request(head, body, self)
         if self.current is None:
             self.current = request
@@ -350,7 +422,10 @@ class HttpProtocol(asyncio.Protocol):
         if type(last) is _Answered:
             self._hang_up(linger=True)
         elif not last.head.keep_alive or self.runner.draining or self._eof:
-            self._hang_up(linger=self._reader is not None and self._reader.partial)
+            # one that we end may have sent more already: closed at once, it would be reset
+            self._hang_up(
+                linger=self._left is not None or (self._reader is not None and self._reader.partial)
+            )
         elif self._paused:
             self._resume()
         elif self._slow:
@@ -360,7 +435,10 @@ class HttpProtocol(asyncio.Protocol):
         """Write the answers collected in this turn as one."""
         out = self._out
         if out and not self.closed:
-            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            answers = out[0] if len(out) == 1 else b"".join(out)
+            if self.write_paused:
+                self._unsent += len(answers)
+            self.transport.write(answers)
             if self._kept:
                 self._release_soon()
         out.clear()
@@ -393,11 +471,13 @@ class HttpProtocol(asyncio.Protocol):
     def _pause(self) -> None:
         if not self._paused and not self.closed:
             self._paused = True
+            self._stopped = self.runner.tick
             self.transport.pause_reading()
 
     def _resume(self) -> None:
         if self._paused and not (self.closed or self.write_paused or self._paced):
             self._paused = False
+            self.since += self.runner.tick - max(self._stopped, self.since)
             self.transport.resume_reading()
             if self._reader is not None and not self._closing:
                 self._read()
@@ -436,25 +516,47 @@ class HttpProtocol(asyncio.Protocol):
         """End the connection if it has outlived a timeout. Called by the sweep."""
         timeouts = self.service.timeouts
         age = tick - self.since
+        if tick - self._made > timeouts.age and self._left != 1:
+            self._take_one_more()
         if self.write_paused:
-            if tick - self._since_write > timeouts.write:
+            waited = tick - self._since_write
+            if waited > timeouts.write or (
+                waited > GRACE
+                and timeouts.write_rate
+                and self._unsent - unsent(self.transport) < timeouts.write_rate * waited
+            ):
                 self.abort()
         elif self.current is not None:
             return
         elif self._closing:
             if age > (timeouts.write if self.transport.get_write_buffer_size() else LINGER):
                 self.abort()
-        elif self._slow and self._reader is not None:
+        elif self._paused:
+            return
+        elif self._reader is not None and self._reader.begun:
             in_body = self._reader.in_body
             if age > (timeouts.body if in_body else timeouts.head):
                 what = "body" if in_body else "head"
                 self._refuse(HTTPError(408, f"the {what} of the request took too long"))
+            elif in_body and age > GRACE and self._reader.received < timeouts.body_rate * age:
+                self._refuse(HTTPError(408, "the body of the request comes too slowly"))
         elif age > timeouts.keep_alive:
             self.close_idle()
 
+    def _take_one_more(self) -> None:
+        """Have the next request be the last: its answer says so (RFC 9112, section 9.6).
+
+        By way of the reader, so that requests on the short way need not be looked at for this.
+        """
+        self._left = 1
+        self._slow = True
+        if self._reader is None:
+            self._reader = Reader(self.service.heads)
+
     def close_idle(self) -> None:
         """Close the connection if nothing is owed on it and nothing has begun."""
-        if self.current is None and not self._slow and not self._closing:
+        begun = self._reader is not None and self._reader.begun
+        if self.current is None and not begun and not self._closing:
             self._closing = True
             self.since = self.runner.tick
             self.transport.close()
