@@ -32,6 +32,7 @@ HEAD = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nUser-Agent: bench/1\r\n"
     b"Accept: application/json\r\nAccept-Encoding: gzip\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
 )
+POST = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\nabc"
 BLOCK = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
 RID = b"0123456789abcdef0000000000000001"
 DOCUMENT = {
@@ -134,6 +135,52 @@ def test_handler_of_home(benchmark: Benchmark, memory: SharedMemory, batch: int)
     assert sinks[0].written % sinks[0].answers == 0, "an answer differs in length"
     assert len({sink.answers for sink in sinks}) == 1
     assert sum(memory.permits) == 0
+
+
+def test_connection(benchmark: Benchmark, memory: SharedMemory) -> None:
+    """What a connection costs us without the kernel's and the loop's share."""
+    _, (protocol,), _ = connections(memory, 1)
+    service = protocol.service
+    transport = cast(asyncio.BaseTransport, Sink())
+
+    def come_and_go() -> None:
+        one = HttpProtocol(service)
+        one.connection_made(transport)
+        one.connection_lost(None)
+
+    measure(benchmark, "connection made and lost, without sockets", come_and_go)
+    assert sum(memory.connections) == 1
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "127.0.0.1"])
+def test_client_limit(benchmark: Benchmark, memory: SharedMemory, address: str) -> None:
+    _, (protocol,), _ = connections(memory, 1)
+    clients = protocol.service.clients
+    assert clients is not None
+
+    def come_and_go() -> None:
+        place = clients.acquire(address)
+        assert place is not None
+        clients.release(place)
+
+    measure(benchmark, f"connection of {address} counted and released", come_and_go)
+    assert not any(memory.clients)
+
+
+@pytest.mark.parametrize("state", ["idle", "in a head", "in a body"])
+def test_sweep(benchmark: Benchmark, memory: SharedMemory, state: str) -> None:
+    _, protocols, _ = connections(memory, 5000)
+    begun = {"idle": b"", "in a head": b"GET / HT", "in a body": POST}[state]
+    for protocol in protocols:
+        if begun:
+            protocol.data_received(begun)
+    tick = protocols[0].runner.tick
+
+    def sweep() -> None:
+        for protocol in protocols:
+            protocol.check(tick)
+
+    measure(benchmark, f"sweep over 5,000 connections, {state}", sweep)
 
 
 # its parts

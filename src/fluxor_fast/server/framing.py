@@ -18,6 +18,7 @@ Rules kept here (sections of RFC 9112):
 from __future__ import annotations
 
 import re
+import sys
 from string import ascii_letters, digits
 
 from fluxor_fast.errors import HTTPError
@@ -43,7 +44,6 @@ class ChunkedDecoder:
     LINE = 1024  # longest chunk-size line, extensions included
     EXTENSIONS = 16 * 1024  # all size lines of one body beyond their bare digits
     TRAILERS = 8 * 1024  # all trailer lines together
-    BURST = 512  # lines read at one go: a read full of tiny chunks must not hold up the loop
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -55,15 +55,15 @@ class ChunkedDecoder:
         self._trailers = 0
         self.interrupted = False
 
-    def feed(self, data: bytes, at: int) -> tuple[int, bytes | None]:
+    def feed(self, data: bytes, at: int, most: int = sys.maxsize) -> tuple[int, bytes | None]:
         """Read ``data`` from ``at``; return where it stopped, and the body once it is complete.
 
-        After ``BURST`` lines it stops and is ``interrupted``: call it again, with the rest.
+        After ``most`` lines it stops and is ``interrupted``: call it again, with the rest.
 
         :raises HTTPError: 400 for bad framing, 413 beyond the limit, 431 for long trailers.
         """
         self.interrupted = False
-        for _ in range(self.BURST):
+        for _ in range(most):
             if self._stage == "data":
                 piece = data[at : at + self._missing]
                 if piece:
@@ -127,9 +127,8 @@ class ChunkedDecoder:
 class Reader:
     """Reads the requests of one connection.
 
-    Call ``feed`` with what arrived, then ``next`` until it returns None, and after that again
-    while it was ``interrupted``. ``next`` raises an ``HTTPError`` where the stream cannot be read
-    any further.
+    Call ``feed`` with what arrived, then ``next`` until it returns None. ``next`` raises an
+    ``HTTPError`` where the stream cannot be read any further.
     """
 
     __slots__ = ("_at", "_body", "_cache", "_chunks", "_data", "_head", "_missing", "_seen")
@@ -192,8 +191,11 @@ class Reader:
             and self._at == len(self._data)
         )
 
-    def next(self) -> tuple[Head, bytes] | None:
-        """Return the next complete request, or None if more bytes are needed."""
+    def next(self, most: int = sys.maxsize) -> tuple[Head, bytes] | None:
+        """Return the next complete request, or None if more bytes are needed.
+
+        :param most: lines of a chunked body that are read at one go; then it is ``interrupted``.
+        """
         head = self._head
         if head is None:
             head = self._next_head()
@@ -209,10 +211,10 @@ class Reader:
             self._head = head
             self._missing = head.length
             self._chunks = ChunkedDecoder(limit) if head.length == CHUNKED else None
-        body = self._next_body()
+        body = self._next_body(most)
         if body is None:
             return None
-        self._head = None
+        self._head = self._chunks = None  # with what it has collected
         return head, body
 
     def _next_head(self) -> Head | None:
@@ -223,8 +225,11 @@ class Reader:
         most = at + limits.head
         stop = data.find(END, max(at, self._seen - 3), most)
         if stop < 0:
+            if at == len(data):  # what a read brought is not kept while the connection is idle
+                self._data, self._at, self._seen = b"", 0, 0
+                return None
             # what is wrong is told alike however the bytes were cut: by the first that is wrong
-            if at < len(data) and data[at] not in _BEGINNINGS:
+            if data[at] not in _BEGINNINGS:
                 raise HTTPError(400, "the request line is malformed")
             new = max(at, self._seen)
             self._seen = len(data)
@@ -241,10 +246,10 @@ class Reader:
         self._at = self._seen = stop
         return head
 
-    def _next_body(self) -> bytes | None:
+    def _next_body(self, most: int) -> bytes | None:
         data, at = self._data, self._at
         if self._chunks is not None:
-            self._at, body = self._chunks.feed(data, at)
+            self._at, body = self._chunks.feed(data, at, most)
             return body
         piece = data[at : at + self._missing]
         self._at = at + len(piece)
@@ -253,6 +258,7 @@ class Reader:
             return piece
         self._body += piece
         if self._missing:
+            self._data, self._at, self._seen = b"", 0, 0
             return None
         body = bytes(self._body)
         self._body = bytearray()

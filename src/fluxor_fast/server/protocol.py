@@ -47,6 +47,8 @@ __all__ = ["HttpProtocol", "Service", "Timeouts"]
 LINGER: Final = 2
 GRACE: Final = 5
 """Seconds before it is judged how fast a client sends or reads."""
+BURST: Final = 512
+"""Chunks read at one go: a read may be full of tiny ones, and would hold up the loop."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -327,7 +329,7 @@ class HttpProtocol(asyncio.Protocol):
                 return
             in_body = reader.in_body
             try:
-                message = reader.next()
+                message = reader.next(BURST)
             except HTTPError as error:
                 self._refuse(error)
                 return
