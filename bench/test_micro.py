@@ -18,7 +18,7 @@ import pytest
 from fluxor_fast import service as reference
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.auth.tokens import Tokens
-from fluxor_fast.config import Settings
+from fluxor_fast.config import ServerSettings, Settings
 from fluxor_fast.http.response import Response, encode_json
 from fluxor_fast.routing import Route, Router
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
@@ -102,10 +102,12 @@ def memory() -> SharedMemory:
     return SharedMemory(2)
 
 
-def connections(memory: SharedMemory, count: int) -> tuple[Loop, list[HttpProtocol], list[Sink]]:
+def connections(
+    memory: SharedMemory, count: int, settings: Settings | None = None
+) -> tuple[Loop, list[HttpProtocol], list[Sink]]:
     """Return ``count`` open connections of a worker of the reference service."""
     loop = Loop()
-    worker = Worker(Settings(), memory, 0, reference.build())
+    worker = Worker(settings or Settings(), memory, 0, reference.build())
     # put together by the worker itself, so that what is timed is what is served
     service = worker._service(cast(asyncio.AbstractEventLoop, loop))
     worker._sweep(service)
@@ -118,9 +120,10 @@ def connections(memory: SharedMemory, count: int) -> tuple[Loop, list[HttpProtoc
     return loop, protocols, sinks
 
 
-@pytest.mark.parametrize("batch", [1, 16])
-def test_handler_of_home(benchmark: Benchmark, memory: SharedMemory, batch: int) -> None:
-    loop, protocols, sinks = connections(memory, batch)
+@pytest.mark.parametrize(("batch", "most"), [(1, 0), (16, 0), (16, 2**31 - 1)])
+def test_handler_of_home(benchmark: Benchmark, memory: SharedMemory, batch: int, most: int) -> None:
+    settings = Settings(server=ServerSettings(keep_alive_requests=most))
+    loop, protocols, sinks = connections(memory, batch, settings)
     receive = [protocol.data_received for protocol in protocols]
     run = loop.run
 
@@ -131,7 +134,8 @@ def test_handler_of_home(benchmark: Benchmark, memory: SharedMemory, batch: int)
 
     turn()
     assert all(sink.answers == 1 for sink in sinks)
-    measure(benchmark, f"GET / from bytes to bytes, batch of {batch}", turn, operations=batch)
+    way = f"batch of {batch}" + (", requests counted" if most else "")
+    measure(benchmark, f"GET / from bytes to bytes, {way}", turn, operations=batch)
     assert sinks[0].written % sinks[0].answers == 0, "an answer differs in length"
     assert len({sink.answers for sink in sinks}) == 1
     assert sum(memory.permits) == 0
