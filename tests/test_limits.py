@@ -125,8 +125,11 @@ async def test_half_an_empty_line_is_not_an_answer_to_wait_for() -> None:
         await turns()
         server.check(20)  # beyond the time of a head
         assert await client.silent()
-        await client.send(b"\n")
-        assert (await client.get("/")).status == 200
+        await client.send(b"\nGET / HT")
+        await turns()
+        server.check(10)  # its time begins here
+        await client.send(b"TP/1.1\r\nHost: a\r\n\r\n")
+        assert (await client.answer()).status == 200
         await client.send(b"\r")
         await turns()
         protocol.close_idle()  # as when the worker drains
@@ -280,17 +283,19 @@ async def read(client: Client, protocol: HttpProtocol, count: int) -> None:
 
 @in_loop
 async def test_who_reads_an_answer_too_slowly_is_cut_off_and_its_permit_is_free() -> None:
-    async with serving(make_app()[0], timeouts=RATES) as server:
+    rate = Timeouts(head=10, body=30, keep_alive=75, write=10_000, write_rate=256)
+    async with serving(make_app()[0], timeouts=rate) as server:
         client, protocol = await slow_reader(server)
         assert server.permits == 1
-        for _ in range(GRACE):
+        seconds = 0
+        while not protocol.closed:
             client.sock.recv(1)
             server.check(1)
             await turns(2)
-        assert not protocol.closed
-        server.check(1)
-        await until(lambda: protocol.closed, "it is cut off")
-        assert server.permits == 0
+            seconds += 1
+            assert server.permits == (not protocol.closed)
+            assert seconds < 1000  # its kernel takes in some thousand bytes by itself
+        assert seconds > GRACE
 
 
 @in_loop
@@ -343,6 +348,22 @@ async def test_answers_that_come_to_a_full_buffer_are_not_held_against_the_reade
         assert not protocol.closed
         assert server.permits == 9  # who does not read holds what it asked for
         client.close()
+
+
+@in_loop
+async def test_a_buffer_that_is_full_before_a_quick_answer_holds_its_permit() -> None:
+    """A transport may say so at any time (that of TLS does), not only when it is written to."""
+    async with serving(make_app()[0]) as server:
+        client, protocol = await server.pair()
+        await client.get("/")
+        protocol.data_received(head("/"))
+        protocol.pause_writing()
+        assert (await client.answer()).status == 200
+        await turns()
+        assert server.permits == 1
+        protocol.resume_writing()
+        assert server.permits == 0
+        assert (await client.get("/")).status == 200
 
 
 # the age of a connection, and its requests
@@ -413,12 +434,17 @@ async def test_the_number_of_requests_on_a_connection_is_exact_where_it_is_set(w
 async def test_the_last_answer_reaches_a_client_that_has_sent_more() -> None:
     """To close with bytes unread resets the connection, and may lose the answer on its way."""
     async with serving(make_app()[0], keep_alive_requests=1) as server:
-        for _ in range(20):
-            client = await server.connect()
-            await client.send(head("/"))
+        client, protocol = await server.pair()
+        await client.send(head("/"))
+        await until(lambda: server.counters()["completed"] == 1, "it is answered")
+        await turns()
+        for _ in range(3):  # to a closed socket the second one would fail
             await client.send(head("/n/1"))
-            assert [one.status for one in await client.rest()] == [200]
-            client.close()
+            await turns()
+        assert [one.status for one in await client.rest()] == [200]
+        assert protocol in server.service.open
+        client.close()
+        await until(lambda: protocol.closed, "the client has gone, and it with it")
 
 
 # memory
@@ -444,19 +470,19 @@ def feed(it: Reader, data: bytes, size: int) -> None:
 LONG = Limits().body
 BODIES = {
     "by length": (f"Content-Length: {LONG}", b"ab" * (LONG // 2 - 1)),
-    "in chunks of one": (CHUNKED, b"1\r\na\r\n" * 30_000),
-    "in chunks of two": (CHUNKED, b"2\r\nab\r\n" * 30_000),
+    "in chunks of one": (CHUNKED, b"1\r\na\r\n" * 15_000),
+    "in chunks of two": (CHUNKED, b"2\r\nab\r\n" * 15_000),
     "in chunks of 900": (CHUNKED, b"384\r\n" + (b"c" * 900 + b"\r\n384\r\n") * 1000),
 }
 
 
 @pytest.mark.parametrize("name", BODIES)
-@pytest.mark.parametrize("size", [7, 4096, 256_000])
+@pytest.mark.parametrize("size", [7, 256_000])
 def test_what_is_held_of_a_body_is_its_bytes_however_it_comes(name: str, size: int) -> None:
     """In pieces of two bytes each was an object of its own: 23 MB for 1 MiB."""
     framing, data = BODIES[name]
     if size == 7:
-        data = data[: 1 << 17]
+        data = data[: 1 << 16]
     it = reader()
     feed(it, head("/", framing, method="POST"), 1 << 20)
     tracemalloc.start()
