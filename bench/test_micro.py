@@ -21,7 +21,7 @@ import uvloop
 from fluxor_fast import service as reference
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.auth.tokens import Tokens
-from fluxor_fast.config import Settings
+from fluxor_fast.config import ServerSettings, Settings
 from fluxor_fast.disk import cached, open_below
 from fluxor_fast.http.response import Response, encode_json
 from fluxor_fast.routing import Route, Router
@@ -36,6 +36,7 @@ HEAD = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nUser-Agent: bench/1\r\n"
     b"Accept: application/json\r\nAccept-Encoding: gzip\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
 )
+POST = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\nabc"
 BLOCK = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
 RID = b"0123456789abcdef0000000000000001"
 DOCUMENT = {
@@ -105,10 +106,12 @@ def memory() -> SharedMemory:
     return SharedMemory(2)
 
 
-def connections(memory: SharedMemory, count: int) -> tuple[Loop, list[HttpProtocol], list[Sink]]:
+def connections(
+    memory: SharedMemory, count: int, settings: Settings | None = None
+) -> tuple[Loop, list[HttpProtocol], list[Sink]]:
     """Return ``count`` open connections of a worker of the reference service."""
     loop = Loop()
-    worker = Worker(Settings(), memory, 0, reference.build())
+    worker = Worker(settings or Settings(), memory, 0, reference.build())
     # put together by the worker itself, so that what is timed is what is served
     service = worker._service(cast(asyncio.AbstractEventLoop, loop))
     worker._sweep(service)
@@ -121,9 +124,10 @@ def connections(memory: SharedMemory, count: int) -> tuple[Loop, list[HttpProtoc
     return loop, protocols, sinks
 
 
-@pytest.mark.parametrize("batch", [1, 16])
-def test_handler_of_home(benchmark: Benchmark, memory: SharedMemory, batch: int) -> None:
-    loop, protocols, sinks = connections(memory, batch)
+@pytest.mark.parametrize(("batch", "most"), [(1, 0), (16, 0), (16, 2**31 - 1)])
+def test_handler_of_home(benchmark: Benchmark, memory: SharedMemory, batch: int, most: int) -> None:
+    settings = Settings(server=ServerSettings(keep_alive_requests=most))
+    loop, protocols, sinks = connections(memory, batch, settings)
     receive = [protocol.data_received for protocol in protocols]
     run = loop.run
 
@@ -134,10 +138,57 @@ def test_handler_of_home(benchmark: Benchmark, memory: SharedMemory, batch: int)
 
     turn()
     assert all(sink.answers == 1 for sink in sinks)
-    measure(benchmark, f"GET / from bytes to bytes, batch of {batch}", turn, operations=batch)
+    way = f"batch of {batch}" + (", requests counted" if most else "")
+    measure(benchmark, f"GET / from bytes to bytes, {way}", turn, operations=batch)
     assert sinks[0].written % sinks[0].answers == 0, "an answer differs in length"
     assert len({sink.answers for sink in sinks}) == 1
     assert sum(memory.permits) == 0
+
+
+def test_connection(benchmark: Benchmark, memory: SharedMemory) -> None:
+    """What a connection costs us without the kernel's and the loop's share."""
+    _, (protocol,), _ = connections(memory, 1)
+    service = protocol.service
+    transport = cast(asyncio.BaseTransport, Sink())
+
+    def come_and_go() -> None:
+        one = HttpProtocol(service)
+        one.connection_made(transport)
+        one.connection_lost(None)
+
+    measure(benchmark, "connection made and lost, without sockets", come_and_go)
+    assert sum(memory.connections) == 1
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "127.0.0.1"])
+def test_client_limit(benchmark: Benchmark, memory: SharedMemory, address: str) -> None:
+    _, (protocol,), _ = connections(memory, 1)
+    clients = protocol.service.clients
+    assert clients is not None
+
+    def come_and_go() -> None:
+        place = clients.acquire(address)
+        assert place is not None
+        clients.release(place)
+
+    measure(benchmark, f"connection of {address} counted and released", come_and_go)
+    assert not any(memory.clients)
+
+
+@pytest.mark.parametrize("state", ["idle", "in a head", "in a body"])
+def test_sweep(benchmark: Benchmark, memory: SharedMemory, state: str) -> None:
+    _, protocols, _ = connections(memory, 5000)
+    begun = {"idle": b"", "in a head": b"GET / HT", "in a body": POST}[state]
+    for protocol in protocols:
+        if begun:
+            protocol.data_received(begun)
+    tick = protocols[0].runner.tick
+
+    def sweep() -> None:
+        for protocol in protocols:
+            protocol.check(tick)
+
+    measure(benchmark, f"sweep over 5,000 connections, {state}", sweep)
 
 
 # its parts

@@ -254,6 +254,9 @@ def test_a_bad_value_is_told_even_where_it_is_overridden(file):
         ("server.max_ccu", "9" * 5000),
         ("server.max_queue", -1),
         ("server.max_connections", 0),
+        ("server.max_connections_per_client", -1),
+        ("server.min_body_rate", "1 KB"),
+        ("server.max_connection_age", "inf"),
         ("server.backlog", 2**31),
         ("server.queue_deadline", 0),
         ("server.queue_deadline", "nan"),
@@ -291,6 +294,11 @@ def test_out_of_range_or_of_the_wrong_type(path, value):
     [
         ("server.port", 0),
         ("server.max_queue", 0),
+        ("server.max_connections_per_client", 0),
+        ("server.max_connection_age", 0),
+        ("server.keep_alive_requests", 0),
+        ("server.min_body_rate", 0),
+        ("server.min_write_rate", 0),
         ("server.graceful_timeout", 0),
         ("server.utilization", 100),
         ("database.pool_min", 0),
@@ -364,6 +372,20 @@ def test_other_variables_are_not_ours():
 )
 def test_capacity(given, expected):
     assert ServerSettings(**given).capacity == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "most"),
+    [
+        ({}, 2500),
+        ({"max_connections": 7}, 3),
+        ({"max_connections": 1}, 1),  # not 0: that would be any number
+        ({"max_connections_per_client": 0}, 0),
+        ({"max_connections_per_client": 9000}, 9000),
+    ],
+)
+def test_connections_per_client(given, most):
+    assert ServerSettings(**given).connections_per_client == most
 
 
 @settings(database=None)
@@ -571,7 +593,7 @@ def test_masked_shows_all_but_the_secrets():
     assert data["database"]["embedded"] == "/data/pg"
     assert data["server"]["trusted_proxies"] == ["10.0.0.0/8"]
     assert data["server"]["max_ccu"] == 5000
-    pool = {"pool_min": 50, "pool_max": 200}
+    pool = {"max_connections_per_client": 2500, "pool_min": 50, "pool_max": 200}
     assert data.pop("capacity") == asdict(found.server.capacity) | pool
     assert {f"{section}.{name}" for section in data for name in data[section]} == {
         knob.path for knob in knobs()

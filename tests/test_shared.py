@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fluxor_fast.arbiter.shared import (
     BOUNDS,
+    CLIENTS,
     LAYOUT_VERSION,
     REGION,
     SHED_REASONS,
@@ -39,7 +40,7 @@ def test_all_words_are_apart_and_inside() -> None:
     for workers in (1, 2, 7, 8, 9):
         memory = SharedMemory(workers)
         before = raw_words(memory).tolist()
-        views = [memory.permits, memory.slots, memory.connections]
+        views = [memory.permits, memory.slots, memory.connections, memory.clients]
         views += [memory.region(index) for index in range(workers)]
         number = 0
         for view in views:
@@ -65,6 +66,7 @@ def test_the_header_says_what_it_is() -> None:
     assert header[2] == 5
     assert header[3] == 0  # nothing is being folded
     assert abs(header[4] - time.time()) < 60
+    assert header[6:8].tobytes() != raw_words(SharedMemory(5))[6:8].tobytes()  # the key
 
 
 def test_the_words_of_a_region_do_not_overlap() -> None:
@@ -129,9 +131,13 @@ def test_a_dead_worker_holds_nothing_and_the_others_keep_theirs() -> None:
         region = memory.region(index)
         region[Word.PID], region[Word.STATE] = 100 + index, State.READY
         region[Word.DB_SIZE] = 10
+    for index in range(3):
+        memory.clients[index * CLIENTS] = memory.clients[(index + 1) * CLIENTS - 1] = index + 1
     memory.fold(1)
     for view in (memory.permits, memory.slots, memory.connections):
         assert view.tolist() == [1, 0, 3]
+    assert memory.clients[::CLIENTS].tolist() == [1, 0, 3]
+    assert memory.clients[CLIENTS - 1 :: CLIENTS].tolist() == [1, 0, 3]
     assert memory.region(1)[Word.STATE] == State.ABSENT
     assert memory.region(1)[Word.PID] == 0
     assert memory.region(0)[Word.PID] == 100

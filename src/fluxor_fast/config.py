@@ -119,6 +119,9 @@ class ServerSettings(_Section):
     slots: Count | None = _knob(None, "requests running; a tenth of normal (50..500): most wait")
     max_queue: Size | None = _knob(None, "requests waiting; normal - slots, but room for 100")
     max_connections: Count | None = _knob(None, "open connections; max_ccu, as each user has one")
+    max_connections_per_client: Size | None = _knob(
+        None, "of one address (IPv6: /64); half of them, but loopback any number; 0: any"
+    )
     queue_deadline: Seconds = _knob(1.0, "seconds to wait for a slot; then clients have given up")
     queue_target: Grace = _knob(0.005, "seconds the oldest may wait before a queue stands; 0: any")
     queue_interval: Seconds = _knob(0.1, "seconds above it until a queue stands; spans bursts")
@@ -132,6 +135,10 @@ class ServerSettings(_Section):
     body_timeout: Seconds = _knob(30.0, "seconds for a whole body; max_body fits at 300 kbit/s")
     keep_alive_timeout: Seconds = _knob(75.0, "seconds unused; load balancers keep theirs 60")
     write_timeout: Seconds = _knob(30.0, "seconds an answer may stay unread; it holds a permit")
+    max_connection_age: Grace = _knob(3600.0, "seconds; then the next answer closes it; 0: any")
+    keep_alive_requests: Size = _knob(0, "on a connection, exact, costs speed; 0: by age alone")
+    min_body_rate: Size = _knob(256, "bytes/s a body must come at, after 5 s; 0: any; trickling")
+    min_write_rate: Size = _knob(256, "bytes/s a full buffer must be read at, as for bodies")
     max_head: Count = _knob(16_384, "bytes of request line and headers; room for large cookies")
     max_target: Count = _knob(8192, "bytes of the request target; RFC 9112 asks for 8000")
     max_headers: Count = _knob(100, "header lines; several times what browsers send")
@@ -157,6 +164,13 @@ class ServerSettings(_Section):
         slots = min(self.slots or min(max(normal // 10, 50), 500), self.max_ccu)
         queue = max(normal - slots, 100) if self.max_queue is None else self.max_queue
         return Capacity(self.max_ccu, normal, slots, queue, self.max_connections or self.max_ccu)
+
+    @property
+    def connections_per_client(self) -> int:
+        """Most connections of one client address, over all workers; 0: any number."""
+        if self.max_connections_per_client is None:
+            return max(self.capacity.max_connections // 2, 1)
+        return self.max_connections_per_client
 
 
 class DatabaseSettings(_Section):
@@ -376,5 +390,9 @@ def masked(settings: Settings) -> str:
     url = re.sub(r"([?&][^=&]*(?:pass|secret|_key|%)[^=&]*=)[^&]*", r"\1********", url)
     data["database"]["url"] = url or None
     low, high = settings.database.pool_sizes(settings.server.max_ccu)
-    data["capacity"] = asdict(settings.server.capacity) | {"pool_min": low, "pool_max": high}
+    data["capacity"] = asdict(settings.server.capacity) | {
+        "max_connections_per_client": settings.server.connections_per_client,
+        "pool_min": low,
+        "pool_max": high,
+    }
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

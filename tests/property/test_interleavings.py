@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fluxor_fast.server.admission import SharedLimit
+from fluxor_fast.server.clients import ClientLimit
 from tests.support.explorer import Explorer, Program, Recorder
 
 
@@ -50,6 +51,23 @@ def make(words: Recorder, index: int, fenced: bool) -> SharedLimit:
     share._lock = words
     share.held = 0  # as after a fork: the arbiter has zeroed the word
     return share
+
+
+def client(index: int, limit: int, *, leaves: bool, fenced: bool = True) -> Program:
+    """A worker that counts a connection of the one client there is, in rows of two buckets."""
+
+    def program(words: Recorder) -> None:
+        double: Any = words
+        share = ClientLimit(
+            double, 2, index, words.fence if fenced else None, words, key=b"k", most=limit
+        )
+        place = share.acquire("192.0.2.1")
+        words.has(int(place is not None))
+        if leaves and place is not None:
+            words.has(0)
+            share.release(place)
+
+    return program
 
 
 def checks_then_adds(index: int, limit: int) -> Program:
@@ -120,3 +138,33 @@ def test_without_the_fence_it_overshoots() -> None:
 def test_check_then_add_overshoots_even_with_fences() -> None:
     found = Explorer([checks_then_adds(i, 1) for i in range(2)], 1).run()
     assert found.overshoot is not None
+
+
+# connections of one client: two words each, and the lesser sum counts
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("fenced", [True, False])
+def test_no_more_connections_of_a_client_than_the_limit_and_none_refused_early(
+    limit: int, fenced: bool
+) -> None:
+    programs = [client(i, limit, leaves=False, fenced=fenced) for i in range(2)]
+    found = Explorer(programs, limit, row=2).run()
+    assert found.overshoot is None, "\n".join(found.overshoot)
+    assert found.ends
+    for has, words in found.ends:
+        assert sum(has) == limit
+        assert words == tuple(count for count in has for _ in range(2))
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_nothing_of_a_killed_worker_stays_counted_for_its_clients(limit: int) -> None:
+    programs = [client(i, limit, leaves=True) for i in range(2)]
+    found = Explorer(programs, limit, kills=1, row=2).run()
+    assert found.overshoot is None, "\n".join(found.overshoot)
+    assert found.ends == {((0, 0), (0, 0, 0, 0))}
+
+
+def test_without_the_fence_a_client_gets_too_many() -> None:
+    programs = [client(i, 1, leaves=False) for i in range(2)]
+    assert Explorer(programs, 1, fences=False, row=2).run().overshoot is not None

@@ -14,7 +14,7 @@ load sees the worker's own newest buffered store, else memory; a fence waits unt
 empty. Taking and leaving the kernel's lock are system calls with locked instructions: fences too.
 
 A kill can come between any two operations: what is in the buffer still drains (those stores
-have been executed), the lock is freed, and afterwards the arbiter zeroes the word.
+have been executed), the lock is freed, and afterwards the arbiter zeroes the worker's words.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class _Pause(BaseException):
 class Recorder:
     """What a program works with; answers from the record and pauses at its end."""
 
-    def __init__(self, record: tuple[int, ...], workers: int) -> None:
+    def __init__(self, record: tuple[int, ...], words: int) -> None:
         self._record = record
         self._at = 0
-        self._workers = workers
+        self._words = words
         self._paused: _Pause | None = None
 
     def do(self, *operation: Any) -> int:
@@ -62,18 +62,20 @@ class Recorder:
 
     # the words
 
-    def __getitem__(self, word: int) -> int:
+    def __getitem__(self, word: Any) -> Any:
+        if isinstance(word, slice):
+            return [self.do("load", one) for one in range(*word.indices(self._words))]
         return self.do("load", word)
 
     def __setitem__(self, word: int, value: int) -> None:
         self.do("store", word, value)
 
     def __iter__(self) -> Iterator[int]:
-        for word in range(self._workers):
+        for word in range(self._words):
             yield self[word]
 
     def __len__(self) -> int:
-        return self._workers
+        return self._words
 
     # the lock
 
@@ -118,22 +120,30 @@ class Explorer:
     :param limit: what the permits relied on must never exceed in sum.
     :param kills: how many workers may be killed.
     :param fences: whether a fence does anything.
+    :param row: how many words each worker has, one row after the other.
     """
 
     def __init__(
-        self, programs: list[Program], limit: int, *, kills: int = 0, fences: bool = True
+        self,
+        programs: list[Program],
+        limit: int,
+        *,
+        kills: int = 0,
+        fences: bool = True,
+        row: int = 1,
     ) -> None:
         self._programs = programs
         self._limit = limit
         self._kills = kills
         self._fences = fences
+        self._row = row
         self._next: dict[tuple[int, tuple[int, ...]], Operation | None] = {}
 
     def _operation(self, index: int, record: tuple[int, ...]) -> Operation | None:
         key = (index, record)
         if key not in self._next:
             try:
-                self._programs[index](Recorder(record, len(self._programs)))
+                self._programs[index](Recorder(record, self._row * len(self._programs)))
                 self._next[key] = None
             except _Pause as pause:
                 self._next[key] = pause.operation
@@ -142,7 +152,7 @@ class Explorer:
     def run(self, stop_at_overshoot: bool = True) -> Findings:
         """Follow every choice; with ``stop_at_overshoot`` only up to the first overshoot."""
         count = len(self._programs)
-        first = _State((0,) * count, -1, self._kills, (_Worker(),) * count)
+        first = _State((0,) * count * self._row, -1, self._kills, (_Worker(),) * count)
         seen = {first}
         parents: dict[_State, tuple[_State, str]] = {}
         stack = [first]
@@ -177,10 +187,12 @@ class Explorer:
                     self._change(state, index, worker, memory=memory, buffer=rest),
                 )
             if worker.dead:
-                if not worker.buffer and state.memory[index]:  # the arbiter, once it has reaped
-                    memory = _with(state.memory, index, 0)
+                own = range(index * self._row, (index + 1) * self._row)
+                left = [word for word in own if state.memory[word]]
+                if not worker.buffer and left:  # the arbiter, once it has reaped
+                    memory = _with(state.memory, left[0], 0)
                     yield (
-                        f"{index} is folded",
+                        f"{left[0]} of {index} is folded",
                         _State(memory, state.owner, state.kills, state.workers),
                     )
                 continue

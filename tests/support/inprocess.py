@@ -25,11 +25,12 @@ import orjson
 import uvloop
 
 from fluxor_fast.app import App
-from fluxor_fast.arbiter.shared import SHED_REASONS, SharedMemory, Word
+from fluxor_fast.arbiter.shared import CLIENTS, SHED_REASONS, SharedMemory, Word
 from fluxor_fast.routing import Route
 from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import BatchRunner, request_ids
+from fluxor_fast.server.clients import ClientLimit
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
@@ -276,6 +277,9 @@ class Server:
         limits: Limits | None = None,
         max_connections: int = 1000,
         max_pipeline: int = 32,
+        max_connections_per_client: int = 0,
+        keep_alive_requests: int = 0,
+        timeouts: Timeouts | None = None,
         trusted_proxies: tuple[str, ...] = (),
         forwarded_header: Any = "x-forwarded-for",
         memory: SharedMemory | None = None,
@@ -291,7 +295,7 @@ class Server:
             app=app,
             runner=self.runner,
             heads=HeadCache(app.router(), limits or Limits(), lambda: self.runner.counters.offered),
-            timeouts=Timeouts(head=10, body=30, keep_alive=75, write=30),
+            timeouts=timeouts or Timeouts(head=10, body=30, keep_alive=75, write=30),
             connections=SharedLimit(
                 self.memory.connections, 0, full_fence(), KernelLock(self.memory.fd, 2)
             ),
@@ -299,7 +303,19 @@ class Server:
             max_pipeline=max_pipeline,
             proxies=Proxies(trust(*trusted_proxies), forwarded_header),
             open=set(),
+            keep_alive_requests=keep_alive_requests,
         )
+        if max_connections_per_client:
+            self.service.clients = ClientLimit(
+                self.memory.clients,
+                CLIENTS,
+                0,
+                full_fence(),
+                KernelLock(self.memory.fd, 3),
+                key=self.memory.key,
+                most=max_connections_per_client,
+                exempt=tuple(ip_network(one) for one in trusted_proxies if one != "unix"),
+            )
         self.errors: list[str] = []
         self.port = 0
         self.path: str | None = None  # of a Unix socket, instead of the port
@@ -351,6 +367,7 @@ class Server:
         assert self.memory.permits.tolist() == [0, 0]
         assert self.memory.slots.tolist() == [0, 0]
         assert self.memory.connections.tolist() == [0, 0]
+        assert not any(self.memory.clients)
         figures = self.counters()
         shed = sum(figures[reason] for reason in SHED_REASONS)
         assert figures["offered"] == figures["accepted"] + shed, figures

@@ -39,6 +39,12 @@ def by_us(wire: bytes, router: Router, limits: Limits) -> Reading:
     try:
         while (message := reader.next()) is not None:
             head, body = message
+            if body is None:  # it is answered before its body has come
+                body = b""
+                while reader.in_body and (piece := reader.piece()):
+                    body += piece
+                if reader.in_body:
+                    break
             found.append((head.method, head.path.encode(), head.query, body))
             if not head.keep_alive:
                 return Reading(found, closes=True)

@@ -6,7 +6,7 @@ an aligned 8-byte store is seen whole or not at all (``struct.pack_into`` gives 
 Layout, in words::
 
     header   magic, layout version, workers, fold sequence, start (epoch seconds),
-             limit (what normal requests are refused at; 0: the static one), 2 spare
+             limit (what normal requests are refused at; 0: the static one), key (2 words)
     permits      one word per worker index   requests in the system
     slots        one word per worker index   requests running that wait for something
     connections  one word per worker index   open connections
@@ -14,6 +14,8 @@ Layout, in words::
     routes       ROUTES rows of one word per worker index   requests in one route with a limit
     base         one region: the counters of workers that are gone
     regions      one region per worker index
+    clients      one row of CLIENTS buckets per worker index: connections by client address
+                 (see ``server.clients``); a page that nobody counts in takes no memory
 
 Rules:
 
@@ -23,30 +25,34 @@ Rules:
    the base and set to zero, within an odd-even sequence (a seqlock), so that a reader never
    sees a total go back or count twice.
 3. Gauges are zeroed at the reap: a dead worker holds nothing.
-4. Counters decide nothing: admission reads permits, slots, connections, claims, routes and the
-   limit, never a counter.
+4. Counters decide nothing: admission reads permits, slots, connections, claims, routes, clients
+   and the limit, never a counter.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import secrets
 import time
 from enum import IntEnum
 from typing import Final
 
 __all__ = ["BOUNDS", "LAYOUT_VERSION", "SHED_REASONS", "SharedMemory", "State", "Word"]
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 _MAGIC: Final = 0x464C55584F52_4641  # "FLUXORFA"
 _HEADER: Final = 8
 _FOLD: Final = 3
 _LIMIT: Final = 5
+_KEY: Final = 6
 
 LOOK_SECONDS: Final = 0.25
 """How often the arbiter looks when it adapts the limit; the histogram must be fresh by then."""
 ROUTES: Final = 64
 """Most routes with a limit of their own."""
+CLIENTS: Final = 8192
+"""Buckets in which a worker counts its clients' connections: 64 KiB of memory."""
 
 SHED_REASONS: Final = (
     "capacity",
@@ -56,6 +62,7 @@ SHED_REASONS: Final = (
     "draining",
     "connections",
     "route",
+    "client",
 )
 """Why a request was refused, in the order of their words."""
 
@@ -111,7 +118,8 @@ class SharedMemory:
         self.workers = workers
         row = (workers + 7) // 8 * 8  # whole cache lines
         self._base = _HEADER + (4 + ROUTES) * row
-        size = 8 * (self._base + (workers + 1) * REGION)
+        clients = self._base + (workers + 1) * REGION
+        size = 8 * (clients + workers * CLIENTS)
         self.fd = os.memfd_create("fluxor-fast", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size)
         self._words = memoryview(mmap.mmap(self.fd, size)).cast("Q")
@@ -122,6 +130,9 @@ class SharedMemory:
         self.permits, self.slots, self.connections, self.claims = rows[:4]
         self.routes = rows[4:]
         self.limit = self._words[_LIMIT : _LIMIT + 1]
+        self.clients = self._words[clients:]
+        for at in (_KEY, _KEY + 1):
+            self._words[at] = secrets.randbits(64)
         self._words[1] = LAYOUT_VERSION
         self._words[2] = workers
         self._words[4] = int(time.time())
@@ -131,6 +142,11 @@ class SharedMemory:
         """Return the words of worker ``index``, by ``Word``."""
         start = self._base + (1 + index) * REGION
         return self._words[start : start + REGION]
+
+    @property
+    def key(self) -> bytes:
+        """A secret of this instance, 16 random bytes: what ``clients`` are hashed with."""
+        return self._words[_KEY : _KEY + 2].tobytes()
 
     def totals(self) -> list[int]:
         """Return the sum of all regions and the base, by ``Word``; gauges are summed too."""
@@ -156,6 +172,9 @@ class SharedMemory:
         """
         for row in (self.permits, self.slots, self.connections, self.claims, *self.routes):
             row[index] = 0
+        clients = self.clients[index * CLIENTS : (index + 1) * CLIENTS]
+        for at in [at for at, held in enumerate(clients) if held]:  # word by word, as all stores
+            clients[at] = 0
         words, base, region = self._words, self._base, self.region(index)
         # what waited or ran when the worker died counts as accepted and lost
         shed = sum(region[Word.SHED : Word.SHED + len(SHED_REASONS)])

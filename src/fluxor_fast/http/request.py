@@ -9,6 +9,7 @@ connection; a ``StreamedRequest`` is there before its body, and reads it from a 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
@@ -130,6 +131,12 @@ class Head:
         self.plain = http_11 and keep_alive and method != "HEAD" and not self.streams
         self.quick = self.plain and length == 0
         self.short = self.plain and route.max_in_flight is None
+
+    def closing(self) -> Head:
+        """Return this head as if the client had asked to close the connection after it."""
+        head = copy(self)
+        head.keep_alive = head.plain = head.quick = head.short = False
+        return head
 
     @cached_property
     def headers(self) -> Headers:

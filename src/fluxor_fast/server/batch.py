@@ -121,7 +121,7 @@ class BatchRunner:
         self._published = published
         self._index = index
         self._next_id = ids.__next__
-        self._call_soon = call_soon
+        self.call_soon = call_soon
         self._call_later = call_later
 
         self.arrivals: list[Request] = []
@@ -151,7 +151,7 @@ class BatchRunner:
         """Have a turn soon."""
         if not self._scheduled:
             self._scheduled = True
-            self._call_soon(self.turn)
+            self.call_soon(self.turn)
 
     @property
     def busy(self) -> int:
@@ -174,13 +174,16 @@ class BatchRunner:
         """Note that the client has taken in ``requests`` answers whose permits were kept."""
         self.limit.release(requests)
 
-    def refuse_connection(self) -> bytes:
-        """Return the 503 for a connection too many; counted as a request that was refused."""
+    def refuse_connection(self, reason: str) -> bytes:
+        """Return the 503 for a connection too many; counted as a request that was refused.
+
+        :param reason: ``connections`` (of all clients) or ``client`` (of this one).
+        """
         self.counters.offered += 1
-        self.counters.refused("connections")
+        self.counters.refused(reason)
         self.counters.answered(503)
         self.schedule()
-        return self.refusals.get("connections").response.encode(
+        return self.refusals.get(reason).response.encode(
             self.block, self._next_id(), connection=CLOSE
         )
 

@@ -9,13 +9,18 @@ Rules kept here (sections of RFC 9112):
 4. Chunk sizes are bounded hexadecimal digits; extensions are bounded and ignored; trailers
    are bounded, must be well formed, and are dropped (7.1.1 and 7.1.2).
 5. After an error nothing more is read as a request.
-6. A request that streams is returned when its head is complete; ``piece`` then gives its body as it
+6. What is held of a request that is not complete is a head, or a body with no more beside it
+   than the line that is being read: pieces are joined as they come, since an object for each
+   would take a multiple of its bytes. No byte of a body is looked at twice; of a head only its
+   copy grows with what is there (``tests/test_limits.py`` counts).
+7. A request that streams is returned when its head is complete; ``piece`` then gives its body as it
    comes, under the same rules.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from string import ascii_letters, digits
 
 from fluxor_fast.errors import HTTPError
@@ -27,6 +32,7 @@ __all__ = ["END", "ChunkedDecoder", "Reader"]
 END = b"\r\n\r\n"
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 _BEGINNINGS = frozenset(b"!#$%&'*+-.^_`|~\r" + digits.encode() + ascii_letters.encode())
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
@@ -43,23 +49,27 @@ class ChunkedDecoder:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._pieces: list[bytes] = []
+        self._body = bytearray()
         self._length = 0
         self._missing = 0  # of the chunk that is being read
         self._stage = "size"  # size → data → end → size …, and trailer after the last size
         self._overhead = 0
         self._trailers = 0
+        self.interrupted = False
 
-    def feed(self, data: bytes, at: int) -> tuple[int, bytes | None]:
+    def feed(self, data: bytes, at: int, most: int = sys.maxsize) -> tuple[int, bytes | None]:
         """Read ``data`` from ``at``; return where it stopped, and the body once it is complete.
+
+        After ``most`` lines it stops and is ``interrupted``: call it again, with the rest.
 
         :raises HTTPError: 400 for bad framing, 413 beyond the limit, 431 for long trailers.
         """
-        while True:
+        self.interrupted = False
+        for _ in range(most):
             if self._stage == "data":
                 piece = data[at : at + self._missing]
                 if piece:
-                    self._pieces.append(piece)
+                    self._body += piece
                     at += len(piece)
                     self._missing -= len(piece)
                 if self._missing:
@@ -93,11 +103,18 @@ class ChunkedDecoder:
                     raise HTTPError(400, "a trailer is malformed")
             else:
                 return at, self.taken()
+        self.interrupted = True
+        return at, None
 
     def taken(self) -> bytes:
         """Return what is decoded and was not taken yet."""
-        pieces, self._pieces = self._pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body, self._body = self._body, bytearray()
+        return bytes(body)
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that have arrived, its framing not counted."""
+        return self._length - self._missing
 
     def _size(self, line: bytes) -> None:
         match = _SIZE.fullmatch(line)
@@ -127,9 +144,9 @@ class Reader:
         self._cache = cache
         self._data = b""
         self._at = 0
-        self._seen = 0  # up to where the end of a head was looked for
+        self._seen = 0  # up to where a head without its end was looked at, and was right
         self._head: Head | None = None
-        self._body: list[bytes] = []
+        self._body = bytearray()
         self._missing = 0
         self._chunks: ChunkedDecoder | None = None
 
@@ -148,9 +165,28 @@ class Reader:
         return self._head is not None or self._at < len(self._data)
 
     @property
+    def begun(self) -> bool:
+        """Whether a request has begun that is not complete; an empty line begins none."""
+        return self._head is not None or (
+            self._at < len(self._data) and self._data[self._at] != 0x0D
+        )
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that have arrived; for a body that is being read."""
+        if self._chunks is not None:
+            return self._chunks.received
+        return len(self._body)
+
+    @property
     def in_body(self) -> bool:
         """Whether a head is complete and its body is not."""
         return self._head is not None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether ``next`` stopped though there may be more to read: call it again, but later."""
+        return self._head is not None and self._chunks is not None and self._chunks.interrupted
 
     @property
     def awaits_continue(self) -> bool:
@@ -158,15 +194,17 @@ class Reader:
         return (
             self._head is not None
             and self._head.expects_continue
-            and not self._body
+            and not self.received
             and self._at == len(self._data)
         )
 
-    def next(self) -> tuple[Head, bytes | None] | None:
+    def next(self, most: int = sys.maxsize) -> tuple[Head, bytes | None] | None:
         """Return the next complete request, or None if more bytes are needed.
 
         Of one that streams the body is None: it must be read with ``piece`` until it is not
         ``in_body`` any more.
+
+        :param most: lines of a chunked body that are read at one go; then it is ``interrupted``.
         """
         head = self._head
         if head is None:
@@ -185,19 +223,20 @@ class Reader:
             self._chunks = ChunkedDecoder(limit) if head.length == CHUNKED else None
             if head.streams:
                 return head, None
-        body = self._next_body()
+        body = self._next_body(most)
         if body is None:
             return None
-        self._head = None
+        self._head = self._chunks = None  # with what it has collected
         return head, body
 
-    def piece(self) -> bytes:
+    def piece(self, most: int = sys.maxsize) -> bytes:
         """Return what has come of the body since; nothing if that is nothing.
 
+        :param most: as for ``next``.
         :raises HTTPError: as ``next``.
         """
         if self._chunks is not None:
-            self._at, rest = self._chunks.feed(self._data, self._at)
+            self._at, rest = self._chunks.feed(self._data, self._at, most)
             if rest is None:
                 return self._chunks.taken()
         else:
@@ -206,7 +245,7 @@ class Reader:
             self._missing -= len(rest)
             if self._missing:
                 return rest
-        self._head = None
+        self._head = self._chunks = None
         return rest
 
     @property
@@ -216,22 +255,21 @@ class Reader:
 
     def _next_head(self) -> Head | None:
         data, at = self._data, self._at
-        while data.startswith(b"\r\n", at):
-            at += 2
-        if at == len(data):  # an idle connection keeps nothing of what it sent
-            self._data = b""
-            self._at = self._seen = 0
+        if data.startswith(b"\r\n", at):
+            at = self._at = _EMPTY_LINES.match(data, at).end()  # type: ignore[union-attr]
+        if at == len(data):  # what a read brought is not kept while the connection is idle
+            self._data, self._at, self._seen = b"", 0, 0
             return None
-        self._at = at
         limits = self._cache.limits
         most = at + limits.head
         stop = data.find(END, max(at, self._seen - 3), most)
         if stop < 0:
             # what is wrong is told alike however the bytes were cut: by the first that is wrong
-            self._seen = len(data)
             if data[at] not in _BEGINNINGS or (data[at] == 0x0D and at + 1 < len(data)):
                 raise HTTPError(400, "the request line is malformed")
-            if data.count(b"\n", at, most) != data.count(b"\r\n", at, most):
+            new = max(at, self._seen)
+            self._seen = len(data)
+            if data.count(b"\n", new, most) != data.count(b"\r\n", max(at, new - 1), most):
                 raise HTTPError(400, "a line of the head does not end with CRLF")
             if len(data) > most:
                 if data.find(b"\r\n", at, at + limits.target + 64) < 0:
@@ -244,20 +282,20 @@ class Reader:
         self._at = self._seen = stop
         return head
 
-    def _next_body(self) -> bytes | None:
+    def _next_body(self, most: int) -> bytes | None:
         data, at = self._data, self._at
         if self._chunks is not None:
-            self._at, body = self._chunks.feed(data, at)
+            self._at, body = self._chunks.feed(data, at, most)
             return body
         piece = data[at : at + self._missing]
         self._at = at + len(piece)
         self._missing -= len(piece)
         if not self._missing and not self._body:
             return piece
-        if piece:
-            self._body.append(piece)
+        self._body += piece
         if self._missing:
+            self._data, self._at, self._seen = b"", 0, 0
             return None
-        body = b"".join(self._body)
-        self._body = []
+        body = bytes(self._body)
+        self._body = bytearray()
         return body

@@ -16,6 +16,12 @@ Rules:
 4. A body that its handler reads in pieces goes to the ``BodyStream`` in ``_body`` (see
    ``streaming``); what stands behind it is read when it is complete.
 5. No timer per connection: the worker's sweep calls ``check`` about once a second.
+6. Deadlines are absolute: bytes that trickle in put none off. They run while the client may
+   send: time in which the socket was not read, or earlier answers were owed, is not the client's.
+7. What a client makes a connection hold before admission is bounded: what one read of the loop
+   brought (256,000 bytes) and a head; one body; and of requests in progress, ``max_pipeline``
+   heads, and bodies up to ``max_body`` and one more. With the defaults 2.5 MB while one body is
+   read, and 5 MB with as many requests in progress as can be (``tests/test_limits.py``).
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import asyncio
 import sys
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final, Protocol
 
 from fluxor_fast.errors import HTTPError
@@ -31,28 +38,42 @@ from fluxor_fast.http.request import Head, Request, StreamedRequest
 from fluxor_fast.server.addresses import peer_of
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
+from fluxor_fast.server.clients import ClientLimit, Place
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
 from fluxor_fast.server.streaming import CONTINUE, AnswerWriter, BodyStream
+from fluxor_fast.server.sweep import unsent
 
 __all__ = ["Behind", "HttpProtocol", "Open", "Service", "Timeouts"]
 
 LINGER: Final = 2
+GRACE: Final = 5
+"""Seconds before it is judged how fast a client sends or reads."""
+BURST: Final = 512
+"""Chunks read at one go: a read may be full of tiny ones, and would hold up the loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds, kept to about a second."""
+    """Seconds, kept to about a second, and bytes per second."""
 
     head: float
     body: float
     keep_alive: float
     write: float
+    age: float = inf
+    """Of a connection; the request after it is the last."""
+    body_rate: int = 0
+    """The least at which a body comes, on average since it began."""
+    write_rate: int = 0
+    """The least at which a full buffer is taken in, on average since it was full."""
 
 
 class Open(Protocol):
     """An open connection, as the worker sees it: it counts, and must end some time."""
+
+    closed: bool
 
     def check(self, tick: int) -> None:
         """End it if it has outlived a timeout."""
@@ -89,6 +110,10 @@ class Service:
     open: set[Open]
     room: int = sys.maxsize
     """How many connections this process has descriptors for."""
+    clients: ClientLimit | None = None
+    """None: a client may have any number of connections."""
+    keep_alive_requests: int = 0
+    """Requests on a connection; 0: any number."""
 
     def take_place(self) -> bool:
         """Count one connection more, if there is room; who calls this puts it among ``open``."""
@@ -111,10 +136,14 @@ class HttpProtocol(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_cached",
+        "_client",
         "_closing",
         "_continued",
         "_eof",
+        "_held",
         "_kept",
+        "_left",
+        "_made",
         "_out",
         "_paced",
         "_paused",
@@ -122,7 +151,9 @@ class HttpProtocol(asyncio.Protocol):
         "_reader",
         "_since_write",
         "_slow",
+        "_stopped",
         "_tls",
+        "_unsent",
         "closed",
         "current",
         "ends",
@@ -154,9 +185,13 @@ class HttpProtocol(asyncio.Protocol):
         self._paced = False  # …because a request on it was refused
         self.pause = self.resumed = 0.0  # the last time that was so (see refusal.Pacer)
         self._reader: Reader | None = None
-        self._slow = False  # the reader is in the middle of something
+        self._left = service.keep_alive_requests or None  # None: any number of requests more
+        self._slow = self._left is not None  # the reader is in the middle of something, or counts
+        self._client: Place = ()
         self._out: list[bytes] = []  # in order, to be written in one go
         self._kept = 0  # permits of answers that the client has not taken in
+        self._held = 0  # bytes of bodies since nothing was in progress
+        self._unsent = 0  # bytes to be taken in since the buffer was full
         # of the requests in progress
         self.current: Request | None = None
         self.order: deque[Request] | None = None
@@ -164,20 +199,21 @@ class HttpProtocol(asyncio.Protocol):
         self.streams: tuple[AnswerWriter | BodyStream, ...] = ()  # what comes or leaves in pieces
         self._body: BodyStream | None = None  # the one among them that is being read
         self.ends = False  # the last answer that is owed ends the connection
-        self.since = self._since_write = service.runner.tick
+        self.since = self._since_write = self._made = self._stopped = service.runner.tick
 
     # what the loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection, or refuse it unread when there are too many."""
+        """Take the connection, or refuse it unread when there are too many.
+
+        First of all clients together: then this one's address need not be looked at.
+        """
         self.transport = transport
         self.runner.fresh += 1
         if self.service.take_place():
             self._begin()
         else:
-            self.closed = True
-            self.transport.write(self.runner.refuse_connection())
-            self.transport.close()
+            self._turn_away("connections")
 
     def take_over(self, transport: asyncio.Transport, peer: str | None, *, tls: bool) -> None:
         """Take a connection that has its place, and whose PROXY header has been read.
@@ -191,7 +227,31 @@ class HttpProtocol(asyncio.Protocol):
 
     def _begin(self) -> None:
         # the connection has its place, and from here on ``peer`` is who it is
-        self.service.open.add(self)
+        service = self.service
+        if service.clients is None or self.count_for(self.peer):
+            service.open.add(self)
+        else:
+            service.connections.release(1)
+            self._turn_away("client")
+
+    def count_for(self, address: str) -> bool:
+        """Count the connection as one of the client at ``address``; False: that has too many.
+
+        Again where the address turns out to be another: then it is counted under that alone.
+        """
+        clients = self.service.clients
+        if clients is not None:
+            place = clients.acquire(address)
+            if place is None:
+                return False
+            clients.release(self._client)
+            self._client = place
+        return True
+
+    def _turn_away(self, reason: str) -> None:
+        self.closed = self._closing = self._slow = True  # nothing that came already is read
+        self.transport.write(self.runner.refuse_connection(reason))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back what the connection held; what it waited for is no longer wanted."""
@@ -199,6 +259,9 @@ class HttpProtocol(asyncio.Protocol):
             return
         self.service.open.discard(self)
         self.service.connections.release(1)
+        if self._client:
+            assert self.service.clients is not None
+            self.service.clients.release(self._client)
         owed = self.order or (self.current,)
         self.closed = self._closing = True
         self.order = deque()  # not None: the batch's short way asks this
@@ -230,10 +293,10 @@ class HttpProtocol(asyncio.Protocol):
         reader = self._reader
         if reader is None:
             reader = self._reader = Reader(self.service.heads)
-        idle = not reader.partial
+        idle = not reader.begun
         reader.feed(data)
         self._read()
-        if idle and reader.partial:  # empty lines begin nothing
+        if idle and reader.begun:  # empty lines begin nothing
             self.since = self.runner.tick
 
     def _take_heads(self, data: bytes, known: Head | None) -> bool:
@@ -294,6 +357,8 @@ class HttpProtocol(asyncio.Protocol):
         """Stop reading while the client does not take in its answers."""
         self.write_paused = True
         self._since_write = self.runner.tick
+        self._unsent = unsent(self.transport)
+        self._go_the_long_way()  # what is still to come is counted by ``flush``
         self._pause()
 
     def resume_writing(self) -> None:
@@ -313,19 +378,24 @@ class HttpProtocol(asyncio.Protocol):
         reader = self._reader
         assert reader is not None
         cap = self.service.max_pipeline
+        most = self.service.heads.limits.body
+        if self.current is None:
+            self._held = 0
         while not self._closing:
             if self._body is not None and not self._read_body(self._body, reader):
                 return
             if (
-                self.current is not None if self.order is None else len(self.order)
-            ) >= cap or self._is_1_0_owed(reader):
+                (self.current is not None if self.order is None else len(self.order)) >= cap
+                or self._held > most
+                or self._is_1_0_owed(reader)
+            ):
                 self._slow = True
                 self._go_the_long_way()
                 self._pause()
                 return
             in_body = reader.in_body
             try:
-                message = reader.next()
+                message = reader.next(BURST)
             except HTTPError as error:
                 self._refuse(error)
                 return
@@ -333,11 +403,14 @@ class HttpProtocol(asyncio.Protocol):
                 if reader.in_body and not in_body:  # the deadline of the body begins
                     self.since = self.runner.tick
                     self._continued = False
+                if reader.interrupted:  # others first
+                    self._pause()
+                    self.runner.call_soon(self._resume)
                 break
             self.since = self.runner.tick
             self._arrive(*message)
-        self._slow = reader.partial
-        if self._slow and reader.awaits_continue and not self._continued:
+        self._slow = reader.partial or self._left is not None
+        if reader.awaits_continue and not self._continued:
             if self.current is None:
                 self._continued = True
                 self.transport.write(CONTINUE)
@@ -348,7 +421,7 @@ class HttpProtocol(asyncio.Protocol):
         """Hand on what has come of a body; return whether it is complete."""
         self._slow = True
         try:
-            piece = reader.piece()
+            piece = reader.piece(BURST)
         except HTTPError as error:
             body.fail(error)
             return False
@@ -357,6 +430,9 @@ class HttpProtocol(asyncio.Protocol):
         if reader.in_body:
             if body.full:
                 self._pause()
+            elif reader.interrupted:  # others first
+                self._pause()
+                self.runner.call_soon(self._resume)
             return False
         self._body = None
         body.end()
@@ -377,11 +453,16 @@ class HttpProtocol(asyncio.Protocol):
             self.order = deque((self.current,))
 
     def _arrive(self, head: Head, body: bytes | None) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                head = head.closing()
         if body is None:
             self._body = BodyStream(self, head)
             self.streams += (self._body,)
             request: Request = StreamedRequest(head, self, self._body)
         else:
+            self._held += len(body)
             request = Request(head, body, self)
         if self.current is None:
             self.current = request
@@ -444,7 +525,10 @@ class HttpProtocol(asyncio.Protocol):
         if type(last) is _Answered:
             self._hang_up(linger=True)
         elif self.ends or not last.head.keep_alive or self.runner.draining or self._eof:
-            self._hang_up(linger=self._reader is not None and self._reader.partial)
+            # one that we end may have sent more already: closed at once, it would be reset
+            self._hang_up(
+                linger=self._left is not None or (self._reader is not None and self._reader.partial)
+            )
         elif self._paused:
             self._resume()
         elif self._slow:
@@ -454,7 +538,10 @@ class HttpProtocol(asyncio.Protocol):
         """Write the answers collected in this turn as one."""
         out = self._out
         if out and not self.closed:
-            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            answers = out[0] if len(out) == 1 else b"".join(out)
+            if self.write_paused:
+                self._unsent += len(answers)
+            self.transport.write(answers)
             if self._kept:
                 self._release_soon()
         out.clear()
@@ -503,6 +590,7 @@ class HttpProtocol(asyncio.Protocol):
     def _pause(self) -> None:
         if not self._paused and not self.closed:
             self._paused = True
+            self._stopped = self.runner.tick
             self.transport.pause_reading()
 
     def _resume(self) -> None:
@@ -513,6 +601,7 @@ class HttpProtocol(asyncio.Protocol):
             or (self._body is not None and self._body.full)
         ):
             self._paused = False
+            self.since += self.runner.tick - max(self._stopped, self.since)
             self.transport.resume_reading()
             if self._reader is not None and not self._closing:
                 self._read()
@@ -567,25 +656,47 @@ class HttpProtocol(asyncio.Protocol):
         for stream in self.streams:
             stream.check(tick)
         age = tick - self.since
+        if tick - self._made > timeouts.age and self._left != 1:
+            self._take_one_more()
         if self.write_paused:
-            if tick - self._since_write > timeouts.write:
+            waited = tick - self._since_write
+            if waited > timeouts.write or (
+                waited > GRACE
+                and timeouts.write_rate
+                and self._unsent - unsent(self.transport) < timeouts.write_rate * waited
+            ):
                 self.abort()
         elif self.current is not None:
             return
         elif self._closing:
             if age > (timeouts.write if self.transport.get_write_buffer_size() else LINGER):
                 self.abort()
-        elif self._slow and self._reader is not None and self._body is None:
+        elif self._paused:
+            return
+        elif self._reader is not None and self._reader.begun and self._body is None:
             in_body = self._reader.in_body
             if age > (timeouts.body if in_body else timeouts.head):
                 what = "body" if in_body else "head"
                 self._refuse(HTTPError(408, f"the {what} of the request took too long"))
+            elif in_body and age > GRACE and self._reader.received < timeouts.body_rate * age:
+                self._refuse(HTTPError(408, "the body of the request comes too slowly"))
         elif age > timeouts.keep_alive:
             self.close_idle()
 
+    def _take_one_more(self) -> None:
+        """Have the next request be the last: its answer says so (RFC 9112, section 9.6).
+
+        By way of the reader, so that requests on the short way need not be looked at for this.
+        """
+        self._left = 1
+        self._slow = True
+        if self._reader is None:
+            self._reader = Reader(self.service.heads)
+
     def close_idle(self) -> None:
         """Close the connection if nothing is owed on it and nothing has begun."""
-        if self.current is None and not self._slow and not self._closing:
+        begun = self._reader is not None and self._reader.begun
+        if self.current is None and not begun and not self._closing:
             self._closing = True
             self.since = self.runner.tick
             self.transport.close()

@@ -55,12 +55,12 @@ class ProxiedProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_behind",
-        "_closed",
         "_complaints",
         "_header",
         "_peer",
         "_since",
         "_transport",
+        "closed",
         "service",
     )
 
@@ -74,7 +74,7 @@ class ProxiedProtocol(asyncio.Protocol):
         self._transport: Any = None
         self._peer = ""
         self._since = service.runner.tick
-        self._closed = False
+        self.closed = False
 
     # what the loop calls
 
@@ -89,13 +89,13 @@ class ProxiedProtocol(asyncio.Protocol):
         elif service.take_place():
             service.open.add(self)
         else:
-            self._closed = True
-            self._transport.write(service.runner.refuse_connection())
+            self.closed = True
+            self._transport.write(service.runner.refuse_connection("connections"))
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of the header; hand over what is behind it."""
-        if self._closed:
+        if self.closed:
             return
         try:
             origin = self._header.feed(data)
@@ -104,7 +104,7 @@ class ProxiedProtocol(asyncio.Protocol):
             return
         if origin is None:
             return
-        self._closed = True
+        self.closed = True
         self.service.open.discard(self)  # its place is the next one's
         behind = self._behind()
         self._transport.set_protocol(behind)
@@ -114,12 +114,12 @@ class ProxiedProtocol(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Let the connection go; without a byte it was a look whether we are there."""
-        if self._header.begun and not self._closed:
+        if self._header.begun and not self.closed:
             self._drop("a part of a header, then the end")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back the place."""
-        self._closed = True
+        self.closed = True
         if self in self.service.open:
             self.service.open.discard(self)
             self.service.connections.release(1)
@@ -128,17 +128,17 @@ class ProxiedProtocol(asyncio.Protocol):
 
     def check(self, tick: int) -> None:
         """End the connection if its header takes too long. Called by the sweep."""
-        if not self._closed and tick - self._since > self.service.timeouts.head:
+        if not self.closed and tick - self._since > self.service.timeouts.head:
             self._drop("it took too long")
 
     def close_idle(self) -> None:
         """Close: nothing is owed before there is a header."""
-        self._closed = True
+        self.closed = True
         self._transport.close()
 
     def abort(self) -> None:
         """Drop the connection."""
-        self._closed = True
+        self.closed = True
         self._transport.abort()
 
     def _drop(self, why: str) -> None:

@@ -36,6 +36,7 @@ _MESSAGES: Final = {
     "draining": "the server is going away",
     "connections": "the server has as many connections as it takes",
     "route": "this route is at its own limit",
+    "client": "this client has as many connections as one may have",
 }
 LONGEST: Final = 30
 """Largest ``Retry-After`` in seconds."""

@@ -26,13 +26,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from fluxor_fast.app import App
-from fluxor_fast.arbiter.shared import LOOK_SECONDS, SharedMemory, State, Word
+from fluxor_fast.arbiter.shared import CLIENTS, LOOK_SECONDS, ROUTES, SharedMemory, State, Word
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import AppImportError, BootError, FluxorError
 from fluxor_fast.middleware.access_log import access_log
@@ -41,19 +42,23 @@ from fluxor_fast.routing import Route
 from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import ACCEPTS, BatchRunner, request_ids
+from fluxor_fast.server.clients import LOOPBACK, ClientLimit
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Open, Service, Timeouts
 from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
+from fluxor_fast.server.sweep import sweep
 
 __all__ = ["load_app", "run_worker"]
 
 log = logging.getLogger("fluxor_fast.worker")
 
 SWEEP_SECONDS = 1.0
+SWEEP_SLICE = 0.002  # seconds of it at one go, as of handlers
 RESERVED_DESCRIPTORS = 24  # for listeners, connections that are being refused, logs, files
 # which byte of the shared file is locked for which limit
-PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)
+PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)  # then one for each route
+CLIENTS_BYTE = CONNECTIONS_BYTE + 1 + ROUTES
 
 
 def load_app(name: str, folder: Path | None = None) -> App:
@@ -143,6 +148,7 @@ class Worker:
         self.app = app
         self.region = memory.region(index)
         self.open: set[Open] = set()
+        self._second = int(time.monotonic())  # of the last sweep
         self.threads = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
         app.settings = settings
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
@@ -290,6 +296,9 @@ class Worker:
                 server.body_timeout,
                 server.keep_alive_timeout,
                 server.write_timeout,
+                server.max_connection_age or inf,
+                server.min_body_rate,
+                server.min_write_rate,
             ),
             connections=limit(memory.connections, CONNECTIONS_BYTE),
             max_connections=capacity.max_connections,
@@ -297,6 +306,26 @@ class Worker:
             proxies=Proxies(Trust(server.trusted_proxies), server.forwarded_header),
             open=self.open,
             room=_room_for_connections(),
+            clients=self._client_limit(),
+            keep_alive_requests=server.keep_alive_requests,
+        )
+
+    def _client_limit(self) -> ClientLimit | None:
+        server, memory = self.settings.server, self.memory
+        if not server.connections_per_client:
+            return None
+        exempt = tuple(one for one in server.trusted_proxies if not isinstance(one, str))
+        if server.max_connections_per_client is None:
+            exempt += LOOPBACK  # a proxy beside us, or a trial
+        return ClientLimit(
+            memory.clients,
+            CLIENTS,
+            self.index,
+            full_fence(),
+            KernelLock(memory.fd, CLIENTS_BYTE),
+            key=memory.key,
+            most=server.connections_per_client,
+            exempt=exempt,
         )
 
     def _route_limits(
@@ -332,13 +361,14 @@ class Worker:
             runner.counters.publish_latencies()
 
     def _sweep(self, service: Service) -> None:
-        """Do what is due about once a second: the date, timeouts, the histogram."""
+        """Do what is due about once a second, but for the connections: date, tick, histogram."""
         runner = service.runner
         now = time.time()
-        runner.tick = int(time.monotonic())
+        # time in which this loop stood still was not the clients'
+        second = int(time.monotonic())
+        runner.tick += min(second - self._second, 2)
+        self._second = second
         runner.block = f"Date: {formatdate(now, usegmt=True)}\r\nX-Request-ID: ".encode()
-        for connection in list(self.open):
-            connection.check(runner.tick)
         runner.counters.publish_latencies()
 
     async def _keep_sweeping(self, service: Service) -> None:
@@ -346,6 +376,7 @@ class Worker:
             # just after the full second, so that the date is right
             await asyncio.sleep(SWEEP_SECONDS - time.time() % SWEEP_SECONDS + 0.001)
             self._sweep(service)
+            await sweep(self.open, service.runner.tick, SWEEP_SLICE)
 
     async def _wait_closed(self, seconds: float) -> None:
         """Let the last answers leave."""

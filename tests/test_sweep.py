@@ -1,0 +1,111 @@
+"""The sweep: everyone is looked at, the loop is never held up for long, what is unsent is known."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from fluxor_fast.server.sweep import sweep, unsent
+from tests.support.inprocess import in_loop, until
+
+SLICE = 0.002
+
+
+class Hand:
+    """A clock moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Connection:
+    def __init__(self, clock: Hand, cost: float) -> None:
+        self.clock = clock
+        self.cost = cost
+        self.closed = False
+        self.ticks: list[int] = []
+
+    def check(self, tick: int) -> None:
+        self.ticks.append(tick)
+        self.clock.now += self.cost
+
+
+async def run(connections: list[Connection], clock: Hand) -> list[float]:
+    """Sweep; return for how long the clock ran between two turns of the loop."""
+    spans: list[float] = []
+    sweeping = asyncio.ensure_future(sweep(connections, 7, SLICE, clock))
+    while not sweeping.done():
+        before = clock.now
+        await asyncio.sleep(0)
+        spans.append(clock.now - before)
+    await sweeping
+    return spans
+
+
+@in_loop
+async def test_everyone_is_looked_at_once_in_slices() -> None:
+    """Four thousand that are due at once, at 25 µs each, would hold up the loop for 100 ms."""
+    clock = Hand()
+    connections = [Connection(clock, 25e-6) for _ in range(4000)]
+    spans = await run(connections, clock)
+    assert all(one.ticks == [7] for one in connections)
+    assert max(spans) < SLICE + 50e-6
+    assert sum(spans) > 0.099
+
+
+@in_loop
+async def test_one_look_suffices_where_nothing_is_due() -> None:
+    clock = Hand()
+    assert len(await run([Connection(clock, 0.2e-6) for _ in range(5000)], clock)) <= 3
+
+
+@in_loop
+async def test_who_goes_while_the_loop_goes_round_is_not_looked_at() -> None:
+    clock = Hand()
+    first, second = Connection(clock, SLICE), Connection(clock, SLICE)
+    sweeping = asyncio.ensure_future(sweep([first, second], 7, SLICE, clock))
+    while not first.ticks:
+        await asyncio.sleep(0)
+    second.closed = True
+    await sweeping
+    assert second.ticks == []
+
+
+# what is unsent
+
+
+@in_loop
+async def test_unsent_is_what_waits_here_and_in_the_kernel() -> None:
+    """And it shrinks with every read of the client's, where our own buffer stands still."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+    transport.write(b"x" * 1_000_000)
+    await until(transport.get_write_buffer_size, "not all fits into the kernel")
+    await asyncio.sleep(0)
+    here, before = transport.get_write_buffer_size(), unsent(transport)
+    assert before > here  # on a Unix socket the kernel counts its own overhead too
+    assert theirs.recv(2000)
+    assert transport.get_write_buffer_size() == here
+    theirs.close()
+    transport.abort()
+    await until(transport.is_closing, "it is closed")
+    await asyncio.sleep(0.01)
+    assert unsent(transport) >= 0
+
+
+def test_a_transport_without_a_socket_tells_its_own_buffer() -> None:
+    class Transport:
+        def get_write_buffer_size(self) -> int:
+            return 5
+
+        def get_extra_info(self, name: str) -> Any:
+            return None
+
+    assert unsent(Transport()) == 5
