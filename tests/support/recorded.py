@@ -128,7 +128,7 @@ class Stage:
             reader = Reader(heads)
             reader.feed(wire)
             with contextlib.suppress(HTTPError):
-                while reader.next() is not None:
+                while (message := reader.next()) is not None and message[1] is not None:
                     pass
 
     def methods_of(self, wire: bytes) -> list[str]:
@@ -139,6 +139,11 @@ class Stage:
         with contextlib.suppress(HTTPError):
             while (message := reader.next()) is not None:
                 found.append(message[0].method)
+                if message[1] is None:  # it is answered before its body has come
+                    while reader.in_body and reader.piece():
+                        pass
+                    if reader.in_body:
+                        break
         return found
 
     async def play(
