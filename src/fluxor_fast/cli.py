@@ -12,6 +12,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fluxor_fast.arbiter.arbiter import Arbiter
 from fluxor_fast.config import Settings, knobs, load, masked
 from fluxor_fast.errors import FluxorError
 from fluxor_fast.observability.logs import configure
+from fluxor_fast.server.tls import Certificates
 from fluxor_fast.server.worker import load_app, run_worker
 
 __all__ = ["main"]
@@ -68,8 +70,9 @@ def serve(app: str | None, config: Path | None, **options: Any) -> None:
     """Serve APP (module:attribute; by default the reference service) until told to stop."""
     settings = _load(config, app, options)
     configure(settings.observability.log_level)
+    worker_main = partial(run_worker, certificates=_certificates(settings))
     with _prepared(settings) as ready:
-        code = Arbiter(ready, run_worker, lambda port: _announce(ready, port)).run()
+        code = Arbiter(ready, worker_main, lambda port: _announce(ready, port)).run()
     sys.exit(code)
 
 
@@ -78,7 +81,9 @@ def serve(app: str | None, config: Path | None, **options: Any) -> None:
 @_settings_options
 def check(app: str | None, config: Path | None, **options: Any) -> None:
     """Print the effective settings, secrets masked, or all that is wrong with them."""
-    click.echo(masked(_load(config, app, options)), nl=False)
+    settings = _load(config, app, options)
+    _certificates(settings)
+    click.echo(masked(settings), nl=False)
 
 
 @cli.command()
@@ -93,6 +98,11 @@ def routes(app: str | None, config: Path | None, **options: Any) -> None:
             f"{route.method:7} {route.path:32} {route.kind.value:9}"
             f" {route.priority.name.lower():9} {route.handler.__module__}.{name}"
         )
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    """Read the certificates; None if TLS is not wanted."""
+    return None if settings.tls.certificate is None else Certificates(settings.tls)
 
 
 @contextmanager
@@ -123,11 +133,12 @@ def _announce(settings: Settings, port: int) -> None:
     server = settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
     capacity = server.capacity
+    scheme = "http" if settings.tls.certificate is None else "https"
     click.echo(
-        f"fluxor-fast {__version__} serves {server.app} on http://{host}:{port}\n"
+        f"fluxor-fast {__version__} serves {server.app} on {scheme}://{host}:{port}\n"
         f"  {server.worker_count} workers, at most {capacity.max_ccu} requests in the system"
         f" (normal ones {capacity.normal}), {capacity.slots} at once\n"
-        f"  try: curl -i http://{host}:{port}/\n"
+        f"  try: curl -i {scheme}://{host}:{port}/\n"
         f"  stop: Ctrl-C",
         err=True,
     )

@@ -37,6 +37,14 @@ class Connection(Protocol):
     def peer(self) -> str:
         """Address of the other end of the socket."""
 
+    @property
+    def tls(self) -> bool:
+        """Whether the other end speaks TLS with this server."""
+
+    @property
+    def client_certificate(self) -> dict[str, Any] | None:
+        """The certificate that the other end has shown and proved, if any."""
+
     def client_of(self, head: Head) -> str:
         """Address of the client, seen through trusted proxies."""
 
@@ -202,6 +210,14 @@ class Request:
     def client(self) -> str:
         """Address of the client; a proxy's word for it counts only if the proxy is trusted."""
         return self.connection.client_of(self.head)
+
+    @property
+    def client_certificate(self) -> dict[str, Any] | None:
+        """The client's TLS certificate as ``ssl.SSLSocket.getpeercert`` gives it, checked.
+
+        None if it has shown none, or the server asks for none (``--tls-client-certificate``).
+        """
+        return self.connection.client_certificate
 
     @property
     def state(self) -> dict[str, Any]:

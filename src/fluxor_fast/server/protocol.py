@@ -24,7 +24,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Head, Request
@@ -33,7 +33,7 @@ from fluxor_fast.server.batch import BatchRunner
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
 
-__all__ = ["HttpProtocol", "Service", "Timeouts"]
+__all__ = ["LINGER", "HttpProtocol", "Open", "Service", "Timeouts"]
 
 LINGER: Final = 2
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -49,6 +49,19 @@ class Timeouts:
     write: float
 
 
+class Open(Protocol):
+    """An open connection, as the worker sees it: it counts, and must end some time."""
+
+    def check(self, tick: int) -> None:
+        """End it if it has outlived a timeout."""
+
+    def close_idle(self) -> None:
+        """Close it if nothing is owed on it."""
+
+    def abort(self) -> None:
+        """Drop it."""
+
+
 @dataclass(slots=True)
 class Service:
     """What all connections of a worker share."""
@@ -61,9 +74,15 @@ class Service:
     max_connections: int
     max_pipeline: int
     trusted_proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
-    open: set[HttpProtocol]
+    open: set[Open]
     room: int = sys.maxsize
     """How many connections this process has descriptors for."""
+
+    def take_place(self) -> bool:
+        """Count one connection more, if there is room; who calls this puts it among ``open``."""
+        return len(self.open) < self.room and bool(
+            self.connections.acquire(1, self.max_connections)
+        )
 
 
 class _Answered(Request):
@@ -131,15 +150,16 @@ class HttpProtocol(asyncio.Protocol):
         """Take the connection, or refuse it unread when there are too many."""
         self.transport = transport
         self.runner.fresh += 1
-        service = self.service
-        if len(service.open) >= service.room or not service.connections.acquire(
-            1, service.max_connections
-        ):
+        if self.service.take_place():
+            self._begin()
+        else:
             self.closed = True
             self.transport.write(self.runner.refuse_connection())
             self.transport.close()
-            return
-        service.open.add(self)
+
+    def _begin(self) -> None:
+        # the connection has its place
+        self.service.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back what the connection held; what it waited for is no longer wanted."""
@@ -420,11 +440,11 @@ class HttpProtocol(asyncio.Protocol):
         self._closing = True
         self._paced = False
         self._slow = True
-        if linger and not self._eof:
-            self.since = self.runner.tick
+        self.since = self.runner.tick
+        if linger and not self._eof and self.transport.can_write_eof():
             self.transport.write_eof()
             self._resume()
-        else:
+        else:  # with TLS this lingers too: input is discarded until the client closes
             self.transport.close()
 
     def abort(self) -> None:
@@ -442,7 +462,7 @@ class HttpProtocol(asyncio.Protocol):
         elif self.current is not None:
             return
         elif self._closing:
-            if age > (timeouts.write if self.transport.get_write_buffer_size() else LINGER):
+            if age > (timeouts.write if self._unsent() else LINGER):
                 self.abort()
         elif self._slow and self._reader is not None:
             in_body = self._reader.in_body
@@ -451,6 +471,9 @@ class HttpProtocol(asyncio.Protocol):
                 self._refuse(HTTPError(408, f"the {what} of the request took too long"))
         elif age > timeouts.keep_alive:
             self.close_idle()
+
+    def _unsent(self) -> int:
+        return int(self.transport.get_write_buffer_size())
 
     def close_idle(self) -> None:
         """Close the connection if nothing is owed on it and nothing has begun."""
@@ -471,6 +494,16 @@ class HttpProtocol(asyncio.Protocol):
         """Address of the other end."""
         name = self.transport.get_extra_info("peername")
         return str(name[0]) if name else ""
+
+    @property
+    def tls(self) -> bool:
+        """Whether the other end speaks TLS with this server."""
+        return self.transport.get_extra_info("sslcontext") is not None
+
+    @property
+    def client_certificate(self) -> dict[str, Any] | None:
+        """The certificate that the other end has shown and proved, if any."""
+        return self.transport.get_extra_info("peercert") or None
 
     def client_of(self, head: Head) -> str:
         """Address of the client, through the trusted proxies' ``X-Forwarded-For``.

@@ -39,8 +39,10 @@ from fluxor_fast.observability.metrics import InstanceMetrics
 from fluxor_fast.routing import Route
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import ACCEPTS, BatchRunner, request_ids
+from fluxor_fast.server.handshake import Handshake
 from fluxor_fast.server.heads import HeadCache, Limits
-from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+from fluxor_fast.server.protocol import HttpProtocol, Open, Service, Timeouts
+from fluxor_fast.server.tls import Certificates
 
 __all__ = ["load_app", "run_worker"]
 
@@ -108,18 +110,20 @@ def run_worker(
     index: int,
     listener: socket.socket,
     lifeline: int,
+    certificates: Certificates | None = None,
 ) -> int:
     """Serve as worker ``index`` until told to stop; return the exit code.
 
     :param listener: a bound and listening socket.
     :param lifeline: reading end of a pipe whose other end only the arbiter holds.
+    :param certificates: what the arbiter has read, if the listener is to speak TLS.
     """
     memory.region(index)[Word.PID] = os.getpid()
     memory.region(index)[Word.STATE] = State.BOOTING
     try:
         app = load_app(settings.server.app)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            worker = Worker(settings, memory, index, app)
+            worker = Worker(settings, memory, index, app, certificates)
             return runner.run(worker.serve(listener, lifeline))
     except FluxorError as error:
         log.error("%s", error)
@@ -132,13 +136,21 @@ def run_worker(
 class Worker:
     """What one worker process consists of."""
 
-    def __init__(self, settings: Settings, memory: SharedMemory, index: int, app: App) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        memory: SharedMemory,
+        index: int,
+        app: App,
+        certificates: Certificates | None = None,
+    ) -> None:
         self.settings = settings
         self.memory = memory
         self.index = index
         self.app = app
+        self.certificates = certificates
         self.region = memory.region(index)
-        self.open: set[HttpProtocol] = set()
+        self.open: set[Open] = set()
         self.threads = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
         app.settings = settings
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
@@ -179,10 +191,11 @@ class Worker:
         # libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
         # milliseconds: with one listener, a health check behind a thousand new connections waits
         # seconds. Each further handle costs a new connection one more look at the listener.
+        if self.certificates is not None:  # the arbiter's are of its start
+            self.certificates.refresh(at_rest=False)
+        factory = self._factory(service)
         servers = [
-            await loop.create_server(
-                lambda: HttpProtocol(service), sock=each, backlog=self.settings.server.backlog
-            )
+            await loop.create_server(factory, sock=each, backlog=self.settings.server.backlog)
             for each in (listener, *(listener.dup() for _ in range(ACCEPTS - 1)))
         ]
         # what is there now stays: the collector need not look at it again, and the pages stay
@@ -215,6 +228,13 @@ class Worker:
         self.threads.shutdown(wait=False, cancel_futures=True)
         runner.counters.publish_latencies()
         return 0
+
+    def _factory(self, service: Service) -> Callable[[], asyncio.Protocol]:
+        """Return what makes the protocol object of a new connection."""
+        certificates = self.certificates
+        if certificates is None:
+            return lambda: HttpProtocol(service)
+        return lambda: Handshake(service, certificates)
 
     def _service(self, loop: asyncio.AbstractEventLoop) -> Service:
         server = self.settings.server
@@ -319,6 +339,8 @@ class Worker:
             # just after the full second, so that the date is right
             await asyncio.sleep(SWEEP_SECONDS - time.time() % SWEEP_SECONDS + 0.001)
             self._sweep(service)
+            if self.certificates is not None:
+                self.certificates.refresh()
 
     async def _wait_closed(self, seconds: float) -> None:
         """Let the last answers leave."""
