@@ -12,6 +12,7 @@ import contextlib
 import functools
 import re
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -29,8 +30,10 @@ from fluxor_fast.arbiter.shared import SHED_REASONS, SharedMemory, Word
 from fluxor_fast.routing import Route
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import BatchRunner, request_ids
+from fluxor_fast.server.handshake import Handshake
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+from fluxor_fast.server.tls import Certificates
 
 PATIENCE = 10.0  # seconds until a test that waits for something gives up
 
@@ -199,6 +202,77 @@ class Client:
         self.sock.close()
 
 
+class TlsClient(Client):
+    """The same over TLS."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(sock)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        self.closed_cleanly = False  # the other end has said ``close_notify``
+
+    async def shake_hands(self) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._take_in()
+            else:
+                await self._flush()
+                return
+
+    async def _flush(self) -> None:
+        await super().send(self._outgoing.read())
+
+    async def _take_in(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 18)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    async def send(self, data: bytes) -> None:
+        self.tls.write(data)
+        await self._flush()
+
+    def _decrypt(self) -> bool | None:
+        """Take over what has come: None if that was nothing, False if it was the end."""
+        try:
+            data = self.tls.read(1 << 18)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLZeroReturnError:
+            data = b""
+        except ssl.SSLEOFError:
+            return False
+        self.closed_cleanly = not data
+        self.buffer += data
+        return bool(data)
+
+    async def _more(self) -> bool:
+        while (more := self._decrypt()) is None:
+            await self._take_in()
+        return more
+
+    def read_some(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._incoming.write(self.sock.recv(16 * 1024))
+        self._decrypt()
+
+    async def silent(self) -> bool:
+        await turns()
+        self.read_some()  # session tickets are not the peer's word
+        return not self.buffer and self._decrypt() is None
+
+    def shut(self) -> None:
+        """Say that nothing more is sent: with a ``close_notify``."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        self.sock.send(self._outgoing.read())
+
+
 def head(path: str = "/", *lines: str, method: str = "GET", version: str = "1.1") -> bytes:
     """Return the bytes of a head with ``Host`` and the lines given."""
     fields = "".join(line + "\r\n" for line in ("Host: test", *lines))
@@ -270,9 +344,11 @@ class Server:
         max_pipeline: int = 32,
         trusted_proxies: tuple[str, ...] = (),
         memory: SharedMemory | None = None,
+        tls: tuple[Certificates, ssl.SSLContext] | None = None,
         **knobs: Any,
     ) -> None:
         self.app = app
+        self.tls = tls
         self.memory = memory or SharedMemory(2)
         self.threads = ThreadPoolExecutor(2)
         self.runner = make_runner(
@@ -295,7 +371,23 @@ class Server:
         self.port = 0
         self.clients: list[Client] = []
 
+    def protocol(self) -> asyncio.Protocol:
+        """Return what serves a new connection."""
+        if self.tls is not None:
+            return Handshake(self.service, self.tls[0])
+        return HttpProtocol(self.service)
+
     async def connect(self, *, receive_buffer: int = 0) -> Client:
+        """Connect, over TLS if the server wants that."""
+        if self.tls is None:
+            return await self.connect_plainly(receive_buffer=receive_buffer)
+        plain = await self.connect_plainly(receive_buffer=receive_buffer)
+        client = TlsClient(plain.sock, self.tls[1])
+        self.clients.append(client)
+        await client.shake_hands()
+        return client
+
+    async def connect_plainly(self, *, receive_buffer: int = 0) -> Client:
         sock = socket.socket()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -310,8 +402,12 @@ class Server:
         """Return a new connection, both ends of it."""
         before = set(self.service.open)
         client = await self.connect()
-        await until(lambda: self.service.open - before, "the server takes the connection")
-        (protocol,) = self.service.open - before
+
+        def new() -> list[HttpProtocol]:
+            return [one for one in self.service.open - before if isinstance(one, HttpProtocol)]
+
+        await until(new, "the server takes the connection")
+        (protocol,) = new()
         return client, protocol
 
     @property
@@ -355,9 +451,7 @@ async def serving(app: App, **knobs: Any) -> AsyncIterator[Server]:
         server.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     loop.set_exception_handler(caught)
-    listening = await loop.create_server(
-        lambda: HttpProtocol(server.service), "127.0.0.1", 0, backlog=512
-    )
+    listening = await loop.create_server(server.protocol, "127.0.0.1", 0, backlog=512)
     server.port = listening.sockets[0].getsockname()[1]
     try:
         yield server
