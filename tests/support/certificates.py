@@ -57,4 +57,3 @@ class Authority:
 
 def now() -> datetime:
     return datetime.now(UTC)
-

@@ -200,9 +200,11 @@ def _load_chain(context: Context, settings: TlsSettings, texts: dict[str, str]) 
         if error.reason in _NOT_THE_KEY:
             return [f"{name}: {path} is not the key of {settings.certificate}"]
         if asked and not settings.key_password_file:
-            return [f"{name}: {path} is encrypted: tls.key_password_file must name its password's"]
+            needed = "tls.key_password_file must name a file with its password"
+            return [f"{name}: {path} is encrypted: {needed}"]
         if asked:
-            return [f"{name}: {path} cannot be decrypted with {settings.key_password_file}"]
+            given = f"the password in {settings.key_password_file}"
+            return [f"{name}: {path} cannot be decrypted with {given}"]
         if error.reason and not error.reason.startswith("PEM"):
             reason = error.reason.replace("_", " ").lower()
             return [f"tls.certificate: {settings.certificate} cannot be used: {reason}"]
