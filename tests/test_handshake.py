@@ -13,6 +13,8 @@ import pytest
 
 from fluxor_fast import App, Request
 from fluxor_fast.config import TlsSettings
+from fluxor_fast.server.handshake import HIGH_WATER, TlsProtocol
+from fluxor_fast.server.protocol import LINGER
 from fluxor_fast.server.tls import Certificates
 from tests import test_protocol
 from tests.support.certificates import Authority
@@ -28,7 +30,7 @@ from tests.support.inprocess import (
     until,
 )
 from tests.support.seeds import seeded
-from tests.test_protocol import BIG, make_app
+from tests.test_protocol import BIG, Gates, make_app
 
 Tls = tuple[Certificates, ssl.SSLContext]
 
@@ -213,10 +215,11 @@ async def test_a_failed_handshake_says_why(
     context.minimum_version = context.maximum_version = version
 
     async with serving(make_app()[0], tls=(Certificates(settings), context)) as server:
+        server.service.timeouts = dataclasses.replace(server.service.timeouts, head=3600)
         with pytest.raises(ssl.SSLError, match="alert"):
             client = await server.connect()
             await client.get("/")
-        server.check(2)
+        server.check(LINGER)
         await turns()
         assert server.service.open  # the client has its time to read that
         server.check(1)
@@ -298,6 +301,72 @@ async def test_a_big_last_answer_arrives_whole_at_a_slow_reader(tls: Tls) -> Non
         assert await client.at_end()
         assert isinstance(client, TlsClient)
         assert client.closed_cleanly
+
+
+async def unread(server: Server) -> tuple[Client, TlsProtocol]:
+    """Return a connection with some answers unread, too little to pause it."""
+    client, protocol = await server.pair()
+    assert isinstance(protocol, TlsProtocol)
+    stuck = 0
+    while stuck < 3:  # not only until the end of the turn
+        if stuck == 0:
+            await client.send(head("/some"))
+        await turns(3)
+        stuck = stuck + 1 if protocol._raw.get_write_buffer_size() else 0
+    assert not protocol.write_paused
+    assert not protocol.transport.get_write_buffer_size()  # TLS knows nothing of it
+    return client, protocol
+
+
+def make_app_with_some() -> tuple[App, Gates]:
+    app, gates = make_app()
+
+    @app.get("/some")
+    def some(request: Request) -> bytes:
+        return b"x" * 40_000
+
+    return app, gates
+
+
+@in_loop
+async def test_the_rest_of_the_last_answers_is_not_cut_off_by_the_linger_time(tls: Tls) -> None:
+    async with serving(make_app_with_some()[0], tls=tls) as server:
+        client, protocol = await unread(server)
+        await client.send(head("/", "Connection: close"))
+        await until(lambda: protocol._closing, "it was the last")
+        await turns()
+        server.check(LINGER + 1)
+        server.check(LINGER + 1)
+        answers = await client.rest()
+        assert answers[-1].headers["connection"] == "close"
+        assert len(answers[-2].body) == 40_000
+
+
+@in_loop
+async def test_who_ends_tls_and_reads_nothing_more_is_gone_though_a_request_runs(tls: Tls) -> None:
+    """uvloop would wait for the rest to leave, and no timeout ends what is in progress."""
+    app, gates = make_app_with_some()
+    async with serving(app, tls=tls) as server:
+        client, _ = await unread(server)
+        await client.send(head("/wait/a"))
+        await until(lambda: gates.entered, "it runs")
+        client.shut()
+        await nobody(server)
+        gates.open("a")
+
+
+@in_loop
+async def test_after_a_slow_answer_the_limits_are_as_before(tls: Tls) -> None:
+    async with serving(make_app()[0], tls=tls) as server:
+        client, protocol = await server.pair()
+        before = protocol.transport.get_write_buffer_limits()
+        assert before[1] == HIGH_WATER
+        for _ in range(3):
+            await client.send(head("/big"))
+            await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+            assert len((await client.answer()).body) == BIG
+            await until(lambda: not protocol.write_paused, "it has left")
+            assert protocol.transport.get_write_buffer_limits() == before
 
 
 @in_loop

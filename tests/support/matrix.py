@@ -1,6 +1,6 @@
 """What the server answers to other people's TLS: ``openssl s_client`` in many ways.
 
-``python -m tests.support.matrix`` prints the table; ``tests/process/test_tls.py`` runs the same.
+``make tls`` prints the table; ``tests/process/test_tls_outside.py`` runs the same.
 """
 
 from __future__ import annotations
