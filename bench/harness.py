@@ -456,6 +456,7 @@ def run_wrk(
     think_ms: tuple[int, int] | None = None,
     script: Sequence[str] = (),
     refused: bool = False,
+    scheme: str = "http",
     near_end: Callable[[], None] = lambda: None,
 ) -> Load:
     """Load a server and return what came of it.
@@ -470,7 +471,7 @@ def run_wrk(
     command = [
         wrk_path(), f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s",
         "--timeout", "10s", "-s", str(HERE / (script[0] if script else "report.lua")),
-        f"http://127.0.0.1:{port}{path}",
+        f"{scheme}://127.0.0.1:{port}{path}",
     ]  # fmt: skip
     if script[1:]:
         command += ["--", *script[1:]]

@@ -135,17 +135,42 @@ def test_every_knob_can_be_given_in_every_way(file):
         "database.host": "db",
         "database.embedded": "/tmp/pg",
     }
+    needs = {  # what is refused without these
+        "tls.key": {"certificate": "c"},
+        "tls.key_password_file": {"certificate": "c"},
+        "tls.client_ca": {"certificate": "c", "client_certificate": "optional"},
+    }
     for knob in knobs():
         section, name = knob.path.split(".")
         value = special.get(knob.path, 1 if knob.default is None else knob.default)
         text = str(value).lower() if knob.is_bool else str(value)
-        expected = Settings.model_validate({section: {name: text}})
-        path = file(yaml.safe_dump({section: {name: text}}))
+        others = needs.get(knob.path, {})
+        expected = Settings.model_validate({section: {**others, name: text}})
+        path = file(yaml.safe_dump({section: {**others, name: text}}))
         assert load(path, {}) == expected
-        assert load(environ={knob.env: text}) == expected
-        assert load(environ={}, flags={knob.path: text}) == expected
+        path = file(yaml.safe_dump({section: others}))
+        assert load(path, {knob.env: text}) == expected
+        assert load(path, {}, flags={knob.path: text}) == expected
         if knob.alias:
-            assert load(environ={knob.alias: text}) == expected
+            assert load(path, {knob.alias: text}) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"key": "k"}, "tls.key: there is no tls.certificate to go with it"),
+        (
+            {"certificate": "c", "client_certificate": "required"},
+            "tls.client_certificate: required needs tls.client_ca",
+        ),
+        (
+            {"certificate": "c", "client_ca": "a"},
+            "tls.client_ca: tls.client_certificate is none, so it would not be used",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(file, given, line):
+    assert problem(file(yaml.safe_dump({"tls": given}))) == line
 
 
 # --- the file ------------------------------------------------------------------------------
@@ -639,6 +664,7 @@ def test_names_of_knobs():
     names = {path: (knob.flag, knob.env) for path, knob in table.items()}
     assert names["server.max_ccu"] == ("--max-ccu", "FLUXOR_MAX_CCU")
     assert names["database.pool_max"] == ("--database-pool-max", "FLUXOR_DATABASE_POOL_MAX")
+    assert names["tls.key"] == ("--tls-key", "FLUXOR_TLS_KEY")
     assert names["database.url"] == ("--database-url", "FLUXOR_DATABASE_URL")
     assert names["auth.token_seconds"] == ("--token-seconds", "FLUXOR_TOKEN_SECONDS")
     assert names["auth.jwt_secret"] == (None, "FLUXOR_JWT_SECRET")

@@ -12,6 +12,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fluxor_fast.config import Settings, knobs, load, masked
 from fluxor_fast.errors import FluxorError
 from fluxor_fast.observability.logs import configure
 from fluxor_fast.openapi import document
+from fluxor_fast.server.tls import Certificates
 from fluxor_fast.server.worker import load_app, run_worker
 
 __all__ = ["main"]
@@ -70,8 +72,9 @@ def serve(app: str | None, config: Path | None, **options: Any) -> None:
     """Serve APP (module:attribute; by default the reference service) until told to stop."""
     settings = _load(config, app, options)
     configure(settings.observability.log_level)
+    worker_main = partial(run_worker, certificates=_certificates(settings))
     with _prepared(settings) as ready:
-        code = Arbiter(ready, run_worker, lambda place: _announce(ready, place)).run()
+        code = Arbiter(ready, worker_main, lambda place: _announce(ready, place)).run()
     sys.exit(code)
 
 
@@ -80,7 +83,9 @@ def serve(app: str | None, config: Path | None, **options: Any) -> None:
 @_settings_options
 def check(app: str | None, config: Path | None, **options: Any) -> None:
     """Print the effective settings, secrets masked, or all that is wrong with them."""
-    click.echo(masked(_load(config, app, options)), nl=False)
+    settings = _load(config, app, options)
+    _certificates(settings)
+    click.echo(masked(settings), nl=False)
 
 
 @cli.command()
@@ -100,6 +105,11 @@ def routes(app: str | None, openapi: bool, config: Path | None, **options: Any) 
             f"{route.method:7} {route.path:32} {route.kind.value:9}"
             f" {route.priority.name.lower():9} {route.handler.__module__}.{name}"
         )
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    """Read the certificates; None if TLS is not wanted."""
+    return None if settings.tls.certificate is None else Certificates(settings.tls)
 
 
 @contextmanager
@@ -128,10 +138,11 @@ def _prepared(settings: Settings) -> Iterator[Settings]:
 
 def _announce(settings: Settings, place: str) -> None:
     server = settings.server
-    url = f"http://{place}"
+    scheme = "http" if settings.tls.certificate is None else "https"
+    url = f"{scheme}://{place}"
     curl = f"{url}/"
     if place.startswith("unix:"):
-        url, curl = place, f"--unix-socket {place.removeprefix('unix:')} http://localhost/"
+        url, curl = place, f"--unix-socket {place.removeprefix('unix:')} {scheme}://localhost/"
     capacity = server.capacity
     click.echo(
         f"fluxor-fast {__version__} serves {server.app} on {url}\n"

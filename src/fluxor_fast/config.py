@@ -1,8 +1,8 @@
 """Settings: one definition per knob, read from four places, all faults told at once.
 
 * Precedence is default < YAML file < environment < command line flag. A knob has three names:
-  ``server.max_ccu``, ``FLUXOR_MAX_CCU`` and ``--max-ccu``; those of ``database`` are prefixed
-  (``--database-url``); ``jwt_secret`` has no flag, because everyone can read flags with ``ps``.
+  ``server.max_ccu``, ``FLUXOR_MAX_CCU`` and ``--max-ccu``; those of ``database`` and ``tls`` are
+  prefixed (``--database-url``); ``jwt_secret`` has no flag: everyone can read flags with ``ps``.
 * ``PORT``, ``DB_HOST``, ``DATABASE_URL`` and ``JWT_SECRET`` are read where the ``FLUXOR_…``
   variable is not given. The file is that of ``--config``, ``FLUXOR_CONFIG`` or ``CONFIG_PATH``.
 * Null in the file and the empty string in the environment mean "not given". The file's scalars
@@ -75,6 +75,7 @@ Text = Annotated[str, Field(min_length=1)]
 Host = Annotated[str, Field(pattern=r"^([\w.-]+|/[\w./-]+|[\da-fA-F]*(:[\da-fA-F.]*){2,})$")]
 Level = Literal["debug", "info", "warning", "error"]
 Forwarding = Literal["x-forwarded-for", "forwarded"]
+ClientCertificate = Literal["none", "optional", "required"]
 Networks = Annotated[
     tuple[IPv4Network | IPv6Network | Literal["unix"], ...], BeforeValidator(_networks)
 ]
@@ -173,6 +174,17 @@ class ServerSettings(_Section):
         return self.max_connections_per_client
 
 
+class TlsSettings(_Section):
+    """TLS on the listener; with ``certificate`` set there is nothing else on it."""
+
+    certificate: Path | None = _knob(None, "PEM file, leaf first; none: a proxy in front has it")
+    key: Path | None = _knob(None, "PEM file of the private key; none: it is in the certificate's")
+    key_password_file: Path | None = _knob(None, "file with its password; servers often use none")
+    minimum: Literal["1.2", "1.3"] = _knob("1.2", "least version of TLS; RFC 8996 forbids older")
+    client_ca: Path | None = _knob(None, "PEM file of who signs client certificates; your own CA")
+    client_certificate: ClientCertificate = _knob("none", "whether clients show one; few have any")
+
+
 class DatabaseSettings(_Section):
     """PostgreSQL and its connection pool; counts are per instance, over all workers."""
 
@@ -232,6 +244,7 @@ class Settings(_Section):
     """All settings."""
 
     server: ServerSettings = ServerSettings()
+    tls: TlsSettings = TlsSettings()
     database: DatabaseSettings = DatabaseSettings()
     auth: AuthSettings = AuthSettings()
     observability: ObservabilitySettings = ObservabilitySettings()
@@ -262,7 +275,7 @@ def knobs() -> Iterator[Knob]:
     for section, model in _SECTIONS.items():
         for name, field in model.model_fields.items():
             path, kind = f"{section}.{name}", field.annotation
-            word = f"database_{name}" if section == "database" else name
+            word = f"{section}_{name}" if section in ("tls", "database") else name
             flag = None if name == "jwt_secret" else "--" + word.replace("_", "-")
             names = (path, flag, f"FLUXOR_{word.upper()}", _ALIASES.get(path))
             about = (kind, field.default, field.description or "", kind is bool)
@@ -314,6 +327,17 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         yield "uds and fd: only one of them can be listened on"
     if server.proxy_protocol and not server.trusted_proxies and server.uds is None:
         yield "proxy_protocol: trusted_proxies must say whose PROXY headers count"
+    tls = settings.tls
+    if tls.certificate is not None and server.proxy_protocol:
+        yield "tls.certificate and proxy_protocol: TLS behind a PROXY header is not served"
+    if tls.certificate is None:
+        for name in ("key", "key_password_file", "client_ca"):
+            if getattr(tls, name) is not None:
+                yield f"tls.{name}: there is no tls.certificate to go with it"
+    if tls.client_certificate != "none" and tls.client_ca is None:
+        yield f"tls.client_certificate: {tls.client_certificate} needs tls.client_ca"
+    if tls.client_certificate == "none" and tls.client_ca is not None:
+        yield "tls.client_ca: tls.client_certificate is none, so it would not be used"
 
 
 class _Loader(yaml.BaseLoader):

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import re
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -32,9 +33,11 @@ from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, fu
 from fluxor_fast.server.batch import BatchRunner, request_ids
 from fluxor_fast.server.clients import ClientLimit
 from fluxor_fast.server.forwarded import Proxies
+from fluxor_fast.server.handshake import Handshake
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
 from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
+from fluxor_fast.server.tls import Certificates
 
 PATIENCE = 10.0  # seconds until a test that waits for something gives up
 
@@ -203,6 +206,77 @@ class Client:
         self.sock.close()
 
 
+class TlsClient(Client):
+    """The same over TLS."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(sock)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        self.closed_cleanly = False  # the other end has said ``close_notify``
+
+    async def shake_hands(self) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._take_in()
+            else:
+                await self._flush()
+                return
+
+    async def _flush(self) -> None:
+        await super().send(self._outgoing.read())
+
+    async def _take_in(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 18)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    async def send(self, data: bytes) -> None:
+        self.tls.write(data)
+        await self._flush()
+
+    def _decrypt(self) -> bool | None:
+        """Take over what has come: None if that was nothing, False if it was the end."""
+        try:
+            data = self.tls.read(1 << 18)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLZeroReturnError:
+            data = b""
+        except ssl.SSLEOFError:
+            return False
+        self.closed_cleanly = not data
+        self.buffer += data
+        return bool(data)
+
+    async def _more(self) -> bool:
+        while (more := self._decrypt()) is None:
+            await self._take_in()
+        return more
+
+    def read_some(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._incoming.write(self.sock.recv(16 * 1024))
+        self._decrypt()
+
+    async def silent(self) -> bool:
+        await turns()
+        self.read_some()  # session tickets are not the peer's word
+        return not self.buffer and self._decrypt() is None
+
+    def shut(self) -> None:
+        """Say that nothing more is sent: with a ``close_notify``."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        self.sock.send(self._outgoing.read())
+
+
 def head(path: str = "/", *lines: str, method: str = "GET", version: str = "1.1") -> bytes:
     """Return the bytes of a head with ``Host`` and the lines given."""
     fields = "".join(line + "\r\n" for line in ("Host: test", *lines))
@@ -283,9 +357,11 @@ class Server:
         trusted_proxies: tuple[str, ...] = (),
         forwarded_header: Any = "x-forwarded-for",
         memory: SharedMemory | None = None,
+        tls: tuple[Certificates, ssl.SSLContext] | None = None,
         **knobs: Any,
     ) -> None:
         self.app = app
+        self.tls = tls
         self.memory = memory or SharedMemory(2)
         self.threads = ThreadPoolExecutor(2)
         self.runner = make_runner(
@@ -321,7 +397,24 @@ class Server:
         self.path: str | None = None  # of a Unix socket, instead of the port
         self.clients: list[Client] = []
 
+    def protocol(self) -> asyncio.Protocol:
+        """Return what serves a new connection."""
+        if self.tls is not None:
+            return Handshake(self.service, self.tls[0])
+        return HttpProtocol(self.service)
+
     async def connect(self, *, receive_buffer: int = 0) -> Client:
+        """Connect, over TLS if the server wants that."""
+        if self.tls is None:
+            return await self.connect_plainly(receive_buffer=receive_buffer)
+        plain = await self.connect_plainly(receive_buffer=receive_buffer)
+        client = TlsClient(plain.sock, self.tls[1])
+        self.clients.append(client)
+        await client.shake_hands()
+        return client
+
+    async def connect_plainly(self, *, receive_buffer: int = 0) -> Client:
+        """Connect, and say nothing."""
         sock = socket.socket(socket.AF_INET if self.path is None else socket.AF_UNIX)
         sock.setblocking(False)
         if self.path is None:
@@ -338,8 +431,12 @@ class Server:
         """Return a new connection, both ends of it."""
         before = set(self.service.open)
         client = await self.connect()
-        await until(lambda: self.service.open - before, "the server takes the connection")
-        (protocol,) = self.service.open - before
+
+        def new() -> list[HttpProtocol]:
+            return [one for one in self.service.open - before if isinstance(one, HttpProtocol)]
+
+        await until(new, "the server takes the connection")
+        (protocol,) = new()
         return client, protocol
 
     @property
@@ -394,7 +491,7 @@ async def serving(
     def accept() -> asyncio.Protocol:
         if proxy_protocol:
             return ProxiedProtocol(server.service, complaints, lambda: HttpProtocol(server.service))
-        return HttpProtocol(server.service)
+        return server.protocol()
 
     if unix is None:
         listening = await loop.create_server(accept, "127.0.0.1", 0, backlog=512)

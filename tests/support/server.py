@@ -146,7 +146,7 @@ class LiveServer:
         if self.process.poll() is not None:
             self._reader.join(5)
             raise AssertionError(f"left with {self.process.returncode}\n{self.log}")
-        found = re.search(r"on http://[^ ]*:(\d+)\n", self.log)
+        found = re.search(r"on https?://[^ ]*:(\d+)\n", self.log)
         return int(found[1]) if found else 0
 
     @property

@@ -46,6 +46,14 @@ class Connection(Protocol):
     def peer(self) -> str:
         """Address of the other end of the socket."""
 
+    @property
+    def tls(self) -> bool:
+        """Whether the other end speaks TLS with this server."""
+
+    @property
+    def client_certificate(self) -> dict[str, Any] | None:
+        """The certificate that the other end has shown and proved, if any."""
+
     def client_of(self, head: Head) -> str:
         """Address of the client, seen through trusted proxies."""
 
@@ -258,6 +266,14 @@ class Request:
         with what you serve before you build links with it.
         """
         return self.connection.host_of(self.head)
+
+    @property
+    def client_certificate(self) -> dict[str, Any] | None:
+        """The client's TLS certificate as ``ssl.SSLSocket.getpeercert`` gives it, checked.
+
+        None if it has shown none, or the server asks for none (``--tls-client-certificate``).
+        """
+        return self.connection.client_certificate
 
     @property
     def state(self) -> dict[str, Any]:

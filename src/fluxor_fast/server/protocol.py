@@ -45,7 +45,7 @@ from fluxor_fast.server.heads import HeadCache
 from fluxor_fast.server.streaming import CONTINUE, AnswerWriter, BodyStream
 from fluxor_fast.server.sweep import unsent
 
-__all__ = ["Behind", "HttpProtocol", "Open", "Service", "Timeouts"]
+__all__ = ["LINGER", "Behind", "HttpProtocol", "Open", "Service", "Timeouts"]
 
 LINGER: Final = 2
 GRACE: Final = 5
@@ -357,7 +357,7 @@ class HttpProtocol(asyncio.Protocol):
         """Stop reading while the client does not take in its answers."""
         self.write_paused = True
         self._since_write = self.runner.tick
-        self._unsent = unsent(self.transport)
+        self._unsent = self._unread()
         self._go_the_long_way()  # what is still to come is counted by ``flush``
         self._pause()
 
@@ -638,11 +638,11 @@ class HttpProtocol(asyncio.Protocol):
         self._closing = True
         self._paced = False
         self._slow = True
-        if linger and not self._eof:
-            self.since = self.runner.tick
+        self.since = self.runner.tick
+        if linger and not self._eof and self.transport.can_write_eof():
             self.transport.write_eof()
             self._resume()
-        else:
+        else:  # with TLS this lingers too: input is discarded until the client closes
             self.transport.close()
 
     def abort(self) -> None:
@@ -663,13 +663,13 @@ class HttpProtocol(asyncio.Protocol):
             if waited > timeouts.write or (
                 waited > GRACE
                 and timeouts.write_rate
-                and self._unsent - unsent(self.transport) < timeouts.write_rate * waited
+                and self._unsent - self._unread() < timeouts.write_rate * waited
             ):
                 self.abort()
         elif self.current is not None:
             return
         elif self._closing:
-            if age > (timeouts.write if self.transport.get_write_buffer_size() else LINGER):
+            if age > (timeouts.write if self._waiting() else LINGER):
                 self.abort()
         elif self._paused:
             return
@@ -692,6 +692,14 @@ class HttpProtocol(asyncio.Protocol):
         self._slow = True
         if self._reader is None:
             self._reader = Reader(self.service.heads)
+
+    def _waiting(self) -> int:
+        """Bytes of answers that wait in this process."""
+        return int(self.transport.get_write_buffer_size())
+
+    def _unread(self) -> int:
+        """Bytes of answers that the client has not taken in."""
+        return unsent(self.transport)
 
     def close_idle(self) -> None:
         """Close the connection if nothing is owed on it and nothing has begun."""
@@ -718,6 +726,16 @@ class HttpProtocol(asyncio.Protocol):
         if peer is None:
             peer = self._peer = peer_of(self.transport)
         return peer
+
+    @property
+    def tls(self) -> bool:
+        """Whether the other end speaks TLS with this server."""
+        return self.transport.get_extra_info("sslcontext") is not None
+
+    @property
+    def client_certificate(self) -> dict[str, Any] | None:
+        """The certificate that the other end has shown and proved, if any."""
+        return self.transport.get_extra_info("peercert") or None
 
     def client_of(self, head: Head) -> str:
         """Address of the client, seen through trusted proxies."""

@@ -44,10 +44,12 @@ from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, fu
 from fluxor_fast.server.batch import ACCEPTS, BatchRunner, request_ids
 from fluxor_fast.server.clients import LOOPBACK, ClientLimit
 from fluxor_fast.server.forwarded import Proxies
+from fluxor_fast.server.handshake import Handshake
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Open, Service, Timeouts
 from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
 from fluxor_fast.server.sweep import sweep
+from fluxor_fast.server.tls import Certificates
 
 __all__ = ["load_app", "run_worker"]
 
@@ -117,18 +119,20 @@ def run_worker(
     index: int,
     listener: socket.socket,
     lifeline: int,
+    certificates: Certificates | None = None,
 ) -> int:
     """Serve as worker ``index`` until told to stop; return the exit code.
 
     :param listener: a bound and listening socket.
     :param lifeline: reading end of a pipe whose other end only the arbiter holds.
+    :param certificates: what the arbiter has read, if the listener is to speak TLS.
     """
     memory.region(index)[Word.PID] = os.getpid()
     memory.region(index)[Word.STATE] = State.BOOTING
     try:
         app = load_app(settings.server.app)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            worker = Worker(settings, memory, index, app)
+            worker = Worker(settings, memory, index, app, certificates)
             return runner.run(worker.serve(listener, lifeline))
     except FluxorError as error:
         log.error("%s", error)
@@ -141,11 +145,19 @@ def run_worker(
 class Worker:
     """What one worker process consists of."""
 
-    def __init__(self, settings: Settings, memory: SharedMemory, index: int, app: App) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        memory: SharedMemory,
+        index: int,
+        app: App,
+        certificates: Certificates | None = None,
+    ) -> None:
         self.settings = settings
         self.memory = memory
         self.index = index
         self.app = app
+        self.certificates = certificates
         self.region = memory.region(index)
         self.open: set[Open] = set()
         self._second = int(time.monotonic())  # of the last sweep
@@ -189,6 +201,8 @@ class Worker:
         # libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
         # milliseconds: with one listener, a health check behind a thousand new connections waits
         # seconds. Each further handle costs a new connection one more look at the listener.
+        if self.certificates is not None:  # the arbiter's are of its start
+            self.certificates.refresh(at_rest=False)
         factory = self._factory(service)
         servers = [
             await self._listen(loop, factory, each)
@@ -227,6 +241,9 @@ class Worker:
 
     def _factory(self, service: Service) -> Callable[[], asyncio.Protocol]:
         """Return what makes the protocol object of a new connection."""
+        certificates = self.certificates
+        if certificates is not None:
+            return lambda: Handshake(service, certificates)
         if not self.settings.server.proxy_protocol:
             return lambda: HttpProtocol(service)
         complaints = Complaints()
@@ -377,6 +394,8 @@ class Worker:
             await asyncio.sleep(SWEEP_SECONDS - time.time() % SWEEP_SECONDS + 0.001)
             self._sweep(service)
             await sweep(self.open, service.runner.tick, SWEEP_SLICE)
+            if self.certificates is not None:
+                self.certificates.refresh()
 
     async def _wait_closed(self, seconds: float) -> None:
         """Let the last answers leave."""
