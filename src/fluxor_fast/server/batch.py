@@ -529,13 +529,14 @@ class BatchRunner:
 
     def _encode(self, request: Request, response: Response) -> bytes:
         head = request.head
-        connection = b""
-        if not head.keep_alive or self.draining:
-            connection = b"Connection: close\r\n"
+        connection: HttpProtocol = request.connection  # type: ignore[assignment]
+        field = b""
+        if not head.keep_alive or (self.draining and connection.ends_with(request)):
+            field = b"Connection: close\r\n"
         elif not head.http_11:
-            connection = b"Connection: keep-alive\r\n"
+            field = b"Connection: keep-alive\r\n"
         return response.encode(
-            self.block, request.rid, connection=connection, head_only=head.method == "HEAD"
+            self.block, request.rid, connection=field, head_only=head.method == "HEAD"
         )
 
     def _failure(self, request: Request, error: Exception) -> tuple[int, bytes]:
