@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 FLAGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types imports check prove bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
+.PHONY: help serve test lint types imports check prove fuzz bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,7 @@ help: ## list the targets
 # A stamp for each set of extras, so that `make serve` does not install what only tests need.
 $(VENV)/.serve: EXTRAS = embedded
 $(VENV)/.test: EXTRAS = test,lint,types,imports
+$(VENV)/.fuzz: EXTRAS = test,fuzz
 $(VENV)/.bench: EXTRAS = bench
 $(VENV)/.peers: EXTRAS = bench,peers
 $(VENV)/.load: EXTRAS = embedded,loadtest
@@ -47,6 +48,10 @@ check: lint types imports test ## all of lint, types, imports and test
 
 prove: $(VENV)/.test ## the long proofs of admission: 1,000 SIGKILLs, 10 million acquires (6 minutes)
 	PROVE=long $(BIN)/python -m pytest tests/faults tests/property -s --timeout=900 $(FLAGS)
+
+# Coverage-guided where atheris has a wheel, else blind (it says so); goes on where the last run ended.
+fuzz: $(VENV)/.fuzz ## fuzz the HTTP protocol for SECONDS=60, or RUNS=… executions; FLAGS=--report for totals
+	$(BIN)/python -m tests.fuzz.run $(if $(RUNS),--runs $(RUNS)) $(if $(SECONDS),--seconds $(SECONDS)) $(FLAGS)
 
 bench: $(VENV)/.bench ## micro-benchmarks, then the server beside its peers (needs wrk)
 	$(BIN)/python -m pytest bench --timeout=0 --benchmark-only --benchmark-columns=min,median,iqr,ops

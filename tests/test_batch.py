@@ -433,6 +433,23 @@ async def test_a_task_cancelled_before_it_began_gives_everything_back() -> None:
 
 
 @in_loop
+async def test_a_request_that_arrives_as_the_time_runs_out_leaves_nothing_behind() -> None:
+    """Its task was made and cancelled before it began: its permit and slot stayed taken."""
+    app, served = burning_app(Clock())
+    app.state.gate = asyncio.Event()
+    bench = Bench(app, asyncio.get_running_loop(), slots=2)
+    bench.ask("/wait/1")
+    await until(lambda: served == ["wait 1"], "it runs")
+    bench.runner.draining = True
+    late = bench.ask("/wait/2")  # the turn that takes it is due with the end
+    assert await bench.runner.finish(0) == 1
+    assert served == ["wait 1"]
+    assert late.transport.statuses == [503]
+    assert bench.shed("draining") == 1
+    bench.assert_empty()
+
+
+@in_loop
 async def test_finish_does_not_wait_when_clients_of_the_backlog_are_gone() -> None:
     """Their places were counted twice: what was in the worker went below zero, for ever."""
     app, served = App(), []

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.inputs import HERE, LONGEST, dictionary, found, seeds
+from tests.fuzz.inputs import HERE, dictionary, found, longest, seeds
 
 # Nothing of the server may be imported before it is instrumented: the targets come later.
 
@@ -70,7 +70,7 @@ def with_atheris(args: Any) -> None:
         "runs": args.runs,
         "max_total_time": args.seconds,
         "seed": args.seed,
-        "max_len": LONGEST,
+        "max_len": longest(args.target),
         "dict": HERE / "http.dict",
         "artifact_prefix": f"{args.folder / 'findings' / args.target}-native-",
         "timeout": 120,  # of the clock; the watch counts the processor's time

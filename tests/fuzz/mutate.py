@@ -1,6 +1,6 @@
 """A mutator of our own, for where atheris is not: blind, but seeded and quick.
 
-It knows what an input looks like: the words of the dictionary, plans, and other inputs to splice.
+It knows what an input looks like: plans, words, stock requests, and other inputs to splice.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from tests.fuzz.inputs import LONGEST, split
+from tests.fuzz.inputs import LONGEST, STOCK, split
 
 __all__ = ["Mutator"]
 
@@ -22,7 +22,7 @@ class Mutator:
         self._rng = rng
         self._ways = (
             self._flip, self._insert, self._remove, self._repeat, self._word, self._word,
-            self._splice, self._plan, self._plan,
+            self._splice, self._plan, self._plan, self._stock,
         )  # fmt: skip
 
     def make(self) -> bytes:
@@ -60,6 +60,12 @@ class Mutator:
     def _splice(self, data: bytearray) -> None:
         other = self._rng.choice(self.pool)
         data[self._at(data) :] = other[self._rng.randint(0, len(other)) :]
+
+    def _stock(self, data: bytearray) -> None:
+        """Put in letters that stand for whole requests."""
+        at = self._at(data)
+        count = self._rng.randint(1, 6)
+        data[at:at] = bytes(self._rng.randrange(128, 128 + len(STOCK)) for _ in range(count))
 
     def _plan(self, data: bytearray) -> None:
         """Add steps to the plan, or make a new one."""

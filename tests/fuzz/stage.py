@@ -57,13 +57,27 @@ class Deliberate(Exception):
     """What handlers raise."""
 
 
+class Timer:
+    """A call that is due at some time, unless it is cancelled."""
+
+    __slots__ = ("args", "call", "when")
+
+    def __init__(self, when: float, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.when = when
+        self.call: Callable[..., Any] | None = call
+        self.args = args
+
+    def cancel(self) -> None:
+        self.call = None
+
+
 class Loop:
     """Of an event loop, what runner and tasks use; goes round when told to."""
 
     def __init__(self) -> None:
         self.now = 1024.0
         self.ready: deque[tuple[Callable[..., Any], tuple[Any, ...], Any]] = deque()
-        self.later: list[tuple[float, Callable[[], None]]] = []
+        self.later: list[Timer] = []
         self.full: list[Transport] = []  # written to in this turn, more than they take
         self.held: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()
         self.failures: list[Any] = []
@@ -73,8 +87,13 @@ class Loop:
     def call_soon(self, call: Callable[..., Any], *args: Any, context: Any = None) -> None:
         self.ready.append((call, args, context))
 
-    def call_later(self, delay: float, call: Callable[[], None]) -> None:
-        self.later.append((self.now + delay, call))
+    def call_later(self, delay: float, call: Callable[..., Any], *args: Any) -> Timer:
+        timer = Timer(self.now + delay, call, args)
+        self.later.append(timer)
+        return timer
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)  # type: ignore[arg-type]
 
     def create_task(self, coroutine: Any) -> asyncio.Task[Any]:
         return asyncio.Task(coroutine, loop=self)  # type: ignore[arg-type]
@@ -95,7 +114,7 @@ class Loop:
 
     def hold(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
         """Return a future that has the result of ``call`` when it is let go."""
-        future: asyncio.Future[Any] = asyncio.Future(loop=self)  # type: ignore[arg-type]
+        future = self.create_future()
         self.held.append((future, call))
         return future
 
@@ -129,10 +148,11 @@ class Loop:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
-        due = [call for when, call in self.later if when <= self.now]
-        self.later = [(when, call) for when, call in self.later if when > self.now]
-        for call in due:
-            self.call_soon(call)
+        due = [timer for timer in self.later if timer.when <= self.now]
+        self.later = [timer for timer in self.later if timer.when > self.now and timer.call]
+        for timer in due:
+            if timer.call is not None:
+                self.call_soon(timer.call, *timer.args)
 
 
 class Transport:
@@ -402,7 +422,7 @@ class Stage:
     :param entries: heads that the cache remembers; 0 turns it off.
     """
 
-    def __init__(self, *, entries: int = 1024) -> None:
+    def __init__(self, *, entries: int = 24) -> None:
         self.loop = Loop()
         self.app, self._expected = make_app(self.loop)
         self._router = self.app.router()
@@ -443,6 +463,8 @@ class Stage:
         )
         self.transports: list[Transport] = []
         self._protocols: list[HttpProtocol] = []
+        self._thresholds = self.runner.thresholds
+        self._finishing: asyncio.Task[int] | None = None
         self._current: Transport
         self._log = _Log()
 
@@ -451,8 +473,8 @@ class Stage:
             self._router, LIMITS, lambda: self.runner.counters.offered, entries=entries
         )
 
-    def run(self, plan: bytes, wire: bytes, *, warm: bool = False) -> list[bytes]:
-        """Play one input; return what was written on each connection.
+    def run(self, plan: bytes, wire: bytes, *, warm: bool = False) -> list[list[bytes]]:
+        """Play one input; return the answers that were written on each connection.
 
         :param warm: keep the heads of the input before.
         """
@@ -466,9 +488,7 @@ class Stage:
             self._reset(warm)
             self._play(plan, wire)
             self._come_to_rest()
-            answers = [b"".join(transport.written) for transport in self.transports]
-            for transport, answer in zip(self.transports, answers, strict=True):
-                self._check_answers(transport, answer)
+            answers = [self._check_answers(transport) for transport in self.transports]
             for transport in self.transports:
                 transport.reset()
             self._come_to_rest()
@@ -489,6 +509,8 @@ class Stage:
             self.service.heads = self._heads(self._entries)
         runner = self.runner
         runner.draining = False
+        runner.thresholds = self._thresholds
+        self._finishing = None
         runner.fresh = runner._put_off = 0
         runner.refusals.seconds = 1
         runner._next_id = request_ids(b"0123456789abcdef").__next__
@@ -587,15 +609,13 @@ class Stage:
         return at
 
     def _leave(self, wire: bytes, at: int, much: int) -> int:
-        """Do what a worker does that drains, or, every second kind of step, at its very end."""
+        """Drain as a worker does; at every second kind of step it waits for the end as well."""
         self._cut_all_short()
-        if much & 1:
-            for task in list(self.runner._tasks):
-                task.cancel()
-        else:
-            self.runner.draining = True
-            for connection in self._open():
-                connection.close_idle()
+        self.runner.draining = True
+        for connection in self._open():
+            connection.close_idle()
+        if much & 1 and self._finishing is None:
+            self._finishing = self.loop.create_task(self.runner.finish((much >> 1) * 8 * TICK))
         return at
 
     def _others(self, wire: bytes, at: int, much: int) -> int:
@@ -627,23 +647,27 @@ class Stage:
             if loop.later:
                 loop.advance(16 * TICK)
             if not (loop.ready or loop.held or loop.later or runner.busy):
+                assert self._finishing is None or self._finishing.done(), "it never finishes"
                 return
         raise AssertionError("what waits is never served")
 
     # what must hold
 
-    def _check_answers(self, transport: Transport, wire: bytes) -> None:
+    def _check_answers(self, transport: Transport) -> list[bytes]:
+        """Return the answers that were written, without the interim ones."""
+        wire = b"".join(transport.written)
         heads, status, continues = self._read(b"".join(transport.received))
         at = 0
         answer: Answer | None = None
-        answered = 0
+        answers: list[bytes] = []
         while at < len(wire):
             assert answer is None or not answer.closes, f"behind the last: {wire[at:][:80]!r}"
             if wire.startswith(CONTINUE, at):
                 continues -= 1
                 at += len(CONTINUE)
                 continue
-            asked = heads[answered] if answered < len(heads) else None
+            asked = heads[len(answers)] if len(answers) < len(heads) else None
+            begin = at
             late = wire.startswith(b"HTTP/1.1 408", at)
             bodiless = asked is not None and asked[0].method == "HEAD" and not late
             answer, at = take(wire, at, bodiless=bodiless)
@@ -654,11 +678,12 @@ class Stage:
             else:  # not to a request
                 assert answer.closes
                 assert answer.status == (status if transport.received else 503), (answer, status)
-            answered += 1
+            answers.append(wire[begin:at])
         assert continues >= 0, "a 100 that nobody waits for"
         if transport.received and not (transport.cut_short or self.runner.draining):
             owed = len(heads) + (status is not None)
-            assert answered == owed, f"{answered} answers, {owed} owed: {wire!r}"
+            assert len(answers) == owed, f"{len(answers)} answers, {owed} owed: {wire!r}"
+        return answers
 
     def _read(self, wire: bytes) -> tuple[list[tuple[Head, bytes]], int | None, int]:
         """Return the requests that were sent, the status of an error behind them, and the 100s."""

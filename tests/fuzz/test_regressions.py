@@ -6,6 +6,8 @@ Invariants: see the targets. This needs no atheris; ``make fuzz`` is the long fo
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tests.fuzz.mutate import Mutator
 from tests.fuzz.targets import TARGETS
 from tests.support.seeds import seeded
 
+ROOT = Path(__file__).parent.parent.parent
 CASES = [(target, path.name) for target in TARGETS for path in found(target)]
 RUNS = {"heads": 8000, "chunked": 10000, "reader": 5000, "protocol": 4000, "cache": 1500}
 
@@ -196,3 +199,13 @@ def test_the_ledger_adds_up_over_runs(tmp_path: Path) -> None:
     assert Ledger(path).executions("heads") == Ledger(path).executions("heads", digest()) == 3000
     assert Ledger(path).executions("heads", "other sources") == 0
     assert "3,000" in Ledger(path).report()
+
+
+def test_a_run_ends_by_itself_and_its_executions_are_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz.run", "--folder", str(tmp_path)]
+    bounds = ["--targets", "chunked", "--engine", "blind", "--runs", "700"]
+    run = subprocess.run([*command, *bounds], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    report = subprocess.run([*command, "--report", "--goal", "701"], cwd=ROOT, capture_output=True)
+    assert b" 700 " in report.stdout
+    assert report.returncode == 1

@@ -76,6 +76,12 @@ class WaitingQueue:
             self._forget()
             self.gone = 0
 
+    def clear(self) -> None:
+        """Take everybody out; who still waited has been told by the caller."""
+        self.requests.clear()
+        self.gone = 0
+        self._early.clear()
+
     def _forget(self) -> None:
         """Keep of those with a deadline of their own only who still waits."""
         self._early = [entry for entry in self._early if entry[2].queued]
