@@ -173,7 +173,7 @@ class Transport:
         self._reading = True
         self._ended = False  # the client sends nothing more
         self._stalled = self._told = False
-        self._abandoned = False  # closed though requests of it are in progress
+        self._abandoned = False  # ended though requests are in progress: what is written is dropped
         self._closing = self._ending = self._write_shut = False
 
     # what the protocol calls
@@ -212,7 +212,8 @@ class Transport:
                 self._end()
 
     def abort(self) -> None:
-        self._closing = True
+        self._closing = self._abandoned = True
+        self._buffered = 0
         self._end()
 
     def get_write_buffer_size(self) -> int:
