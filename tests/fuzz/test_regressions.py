@@ -23,6 +23,7 @@ from tests.fuzz.ledger import Ledger, digest
 from tests.fuzz.minimise import minimised
 from tests.fuzz.mutate import Mutator
 from tests.fuzz.targets import TARGETS
+from tests.fuzz.watch import FOUND
 from tests.support.seeds import seeded
 
 ROOT = Path(__file__).parent.parent.parent
@@ -209,3 +210,34 @@ def test_a_run_ends_by_itself_and_its_executions_are_told(tmp_path: Path) -> Non
     report = subprocess.run([*command, "--report", "--goal", "701"], cwd=ROOT, capture_output=True)
     assert b" 700 " in report.stdout
     assert report.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("while True: pass", "has taken 0.2 s of processor time"),
+        ("kept.append([data])", "blocks more after"),
+        ("assert data", "AssertionError"),
+    ],
+    ids=["hang", "leak", "failure"],
+)
+def test_the_watch_keeps_the_input_and_ends_the_process(
+    target: str, told: str, tmp_path: Path
+) -> None:
+    code = f"""
+from pathlib import Path
+from tests.fuzz import watch
+watch.PATIENCE, watch.LOOK = 0.2, 5000
+kept = []
+def target(data):
+    {target}
+folder = Path({str(tmp_path)!r})
+watched = watch.Watch("toy", target, watch.Status(folder / "status"), folder)
+for _ in range(100_000):
+    watched(b"")
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == FOUND
+    assert told in run.stderr
+    (path,) = tmp_path.glob("toy-*.input")
+    assert path.read_bytes() == b""
