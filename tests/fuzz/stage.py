@@ -194,7 +194,7 @@ class Transport:
                 self.tell()
 
     def write_eof(self) -> None:
-        assert not self._closing
+        assert self._abandoned or not self._closing, "the end told to a transport that was closed"
         self._write_shut = True
 
     def pause_reading(self) -> None:
