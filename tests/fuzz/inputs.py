@@ -27,7 +27,7 @@ LONGEST = 1536
 
 def longest(target: str) -> int:
     """Return how many bytes an input of ``target`` may have: more than its limits allow."""
-    return {"heads": 768, "chunked": 512}.get(target, LONGEST)
+    return {"heads": 768, "chunked": 512, "protocol": 640, "cache": 640}.get(target, LONGEST)
 
 
 def _stock() -> Iterator[bytes]:
@@ -57,7 +57,7 @@ def _stock() -> Iterator[bytes]:
 
 
 STOCK = tuple(_stock())
-_MOST = 64  # requests that are put in; what follows stays as it is
+_MOST = 16  # requests that are put in, of which 8 may be in the system; the rest stays as it is
 
 PLANS = (b"", b"\x00", b"\x06\x21\x00", b"\x24\x14\x05", b"\x23\x05\x36\x05", b"\x22\x07\x14\x05")
 """Plans that are tried with each wire file: how to begin, no more."""

@@ -18,7 +18,14 @@ Target = Callable[[bytes], None]
 _ID = re.compile(rb"0123456789abcdef[0-9a-f]{16}")
 _FITFUL = bytes(step for step in range(256) if step & 15 in (8, 9, 12, 13, 14, 15))
 """Steps that cut connections short, or go by time."""
-_REFUSAL = b"HTTP/1.1 503"
+
+
+def _essence(answer: bytes) -> bytes:
+    """Return what must be the same: of what cannot be read all but the words for it.
+
+    Which of its faults is told depends on how much of it was there.
+    """
+    return answer[:12] if answer[9:12] == b"400" else _ID.sub(b"", answer)
 
 
 def make_protocol() -> Target:
@@ -47,8 +54,8 @@ def make_cache() -> Target:
         for warm in (False, True):
             for one, other in zip(expected, stage.run(plan, wire, warm=warm), strict=True):
                 for a, b in zip(one, other, strict=True):
-                    refused = _REFUSAL in (a[:12], b[:12])
-                    assert refused or _ID.sub(b"", a) == _ID.sub(b"", b), (plan, wire, warm, a, b)
+                    if b"503" not in (a[9:12], b[9:12]):
+                        assert _essence(a) == _essence(b), (plan, wire, warm, a, b)
 
     return cache
 
