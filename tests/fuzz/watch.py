@@ -27,7 +27,7 @@ from tests.fuzz.targets import Target
 __all__ = ["FOUND", "Status", "Watch"]
 
 PATIENCE: Final = 5.0
-LOOK: Final = 16_384
+LOOK: Final = 4096
 BLOCKS: Final = 4096
 MEGABYTES: Final = 128
 FOUND: Final = 77
