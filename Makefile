@@ -8,7 +8,7 @@ FLAGS  ?=
 CONTRACT ?= long
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types imports check tls prove contract bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
+.PHONY: help serve test lint types imports check tls prove contract fuzz bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -17,6 +17,7 @@ help: ## list the targets
 $(VENV)/.serve: EXTRAS = embedded
 $(VENV)/.test: EXTRAS = test,lint,types,imports
 $(VENV)/.contract: EXTRAS = test,contract
+$(VENV)/.fuzz: EXTRAS = test,fuzz
 $(VENV)/.bench: EXTRAS = bench
 $(VENV)/.peers: EXTRAS = bench,peers
 $(VENV)/.load: EXTRAS = embedded,loadtest
@@ -55,6 +56,10 @@ prove: $(VENV)/.test ## the long proofs of admission: 1,000 SIGKILLs, 10 million
 
 contract: $(VENV)/.contract ## schemathesis against the service and its /openapi.json (2 minutes; CONTRACT=short: 20 s)
 	CONTRACT=$(CONTRACT) $(BIN)/python -m pytest tests/contract -s $(FLAGS)
+
+# Coverage-guided where atheris has a wheel, else blind (it says so); goes on where the last run ended.
+fuzz: $(VENV)/.fuzz ## fuzz the HTTP protocol for SECONDS=60, or RUNS=… executions; FLAGS=--report for totals
+	$(BIN)/python -m tests.fuzz.run $(if $(RUNS),--runs $(RUNS)) $(if $(SECONDS),--seconds $(SECONDS)) $(FLAGS)
 
 bench: $(VENV)/.bench ## micro-benchmarks, then the server beside its peers (needs wrk)
 	$(BIN)/python -m pytest bench --timeout=0 --benchmark-only --benchmark-columns=min,median,iqr,ops

@@ -435,6 +435,23 @@ async def test_a_task_cancelled_before_it_began_gives_everything_back() -> None:
 
 
 @in_loop
+async def test_a_request_that_arrives_as_the_time_runs_out_leaves_nothing_behind() -> None:
+    """Its task was made and cancelled before it began: its permit and slot stayed taken."""
+    app, served = burning_app(Clock())
+    app.state.gate = asyncio.Event()
+    bench = Bench(app, asyncio.get_running_loop(), slots=2)
+    bench.ask("/wait/1")
+    await until(lambda: served == ["wait 1"], "it runs")
+    bench.runner.draining = True
+    late = bench.ask("/wait/2")  # the turn that takes it is due with the end
+    assert await bench.runner.finish(0) == 1
+    assert served == ["wait 1"]
+    assert late.transport.statuses == [503]
+    assert bench.shed("draining") == 1
+    bench.assert_empty()
+
+
+@in_loop
 async def test_finish_does_not_wait_when_clients_of_the_backlog_are_gone() -> None:
     """Their places were counted twice: what was in the worker went below zero, for ever."""
     app, served = App(), []
@@ -887,3 +904,39 @@ def test_a_pipeline_longer_than_the_cap_is_read_in_parts(clock: Clock) -> None:
     bench.loop.run()
     assert protocol.transport.statuses == [200] * 100
     bench.assert_empty()
+
+
+# the end of a connection
+
+
+def test_while_draining_only_the_last_answer_says_close(clock: Clock) -> None:
+    """All of them did, and a client drops what comes behind the first (RFC 9112, 9.6)."""
+    app, _ = burning_app(clock, seconds=0.0)
+    bench = Bench(app, HandLoop())
+    protocol = bench.connect()
+    protocol.data_received(head("/burn/1") + head("/text/2") + head("/burn/3"))
+    bench.runner.draining = True
+    protocol.data_received(head("/burn/4"))
+    bench.loop.turn()
+    protocol.data_received(head("/burn/5"))  # behind the close: not a request any more
+    bench.loop.run()
+    answers = b"".join(protocol.transport.written).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200"] * 4
+    assert [b"Connection: close" in answer for answer in answers] == [False] * 3 + [True]
+    assert protocol.transport.closing
+    bench.assert_empty()
+
+
+def test_a_request_cut_off_by_the_end_of_input_is_not_answered_behind_the_close(
+    clock: Clock,
+) -> None:
+    """While the transport had something left to send, the sweep wrote a 408 to it."""
+    app, _ = burning_app(clock)
+    bench = Bench(app, HandLoop())
+    protocol = bench.connect()
+    protocol.data_received(b"GET /")
+    assert not protocol.eof_received()
+    protocol.transport.close()  # as the loop does then
+    bench.runner.tick += 60
+    protocol.check(bench.runner.tick)
+    assert protocol.transport.written == []

@@ -120,6 +120,22 @@ def test_a_shorter_deadline_of_ones_own_counts_wherever_one_stands() -> None:
     assert first.queued is last.queued is False
 
 
+def test_who_was_served_is_not_kept_until_its_own_deadline() -> None:
+    """It was, with its body, for as long as a client said that it would wait."""
+    clocked = Clocked(deadline=10)
+    for _ in range(3):
+        for hurried in clocked.arrive(5):
+            clocked.queue.hasten(hurried, 9.0)
+        clocked.step(5)
+        assert clocked.queue._early == []
+    clocked.arrive(10)  # nor while others wait, beyond twice as many
+    for _ in range(100):
+        for hurried in clocked.arrive(1):
+            clocked.queue.hasten(hurried, 9.0)
+        clocked.step(1)
+        assert len(clocked.queue._early) <= 2 * 11
+
+
 def test_who_went_away_does_not_wait_and_is_swept_out() -> None:
     clocked = Clocked(target=0.0)
     made = clocked.arrive(200)

@@ -32,6 +32,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from inspect import CORO_CREATED, getcoroutinestate
 from itertools import count
 from math import inf
 from time import monotonic
@@ -539,13 +540,18 @@ class BatchRunner:
         until = monotonic() + seconds
         while self.busy and monotonic() < until:
             await asyncio.sleep(0.005)
+        if self.busy:  # the time is up: who comes from now on is refused, and begins nothing
+            self.thresholds = Thresholds(0, "draining", 0, 0)
         for queue in (self._ready, self._waiting):  # for these there is no time left
             for request in [request for request in queue.requests if request.queued]:
                 self._let_go(request, "draining")
-            queue.requests.clear()
-            queue.gone = 0
+            queue.clear()
         self._claimed = self._claims[self._index] = 0
-        await asyncio.sleep(0)  # a task that has not begun could not clean up after itself
+        await asyncio.sleep(0)
+        # a task that has not begun could not clean up after itself; on an exempt route, or in the
+        # turn that was due, there may be new ones
+        while any(getcoroutinestate(task.get_coro()) == CORO_CREATED for task in self._tasks):  # type: ignore[arg-type]
+            await asyncio.sleep(0)
         left = list(self._tasks)
         for task in left:
             task.cancel()
@@ -558,7 +564,8 @@ class BatchRunner:
 
     def _connection_line(self, request: Request) -> bytes:
         head = request.head
-        if not head.keep_alive or self.draining:
+        connection: HttpProtocol = request.connection  # type: ignore[assignment]
+        if not head.keep_alive or (self.draining and connection.ends_with(request)):
             return CLOSE
         return b"" if head.http_11 else b"Connection: keep-alive\r\n"
 

@@ -351,6 +351,8 @@ class HttpProtocol(asyncio.Protocol):
         if self._body is not None:
             self._body.lost()
         self._go_the_long_way()
+        if self.current is None:
+            self._closing = True  # the request that had begun will never be complete
         return self.current is not None
 
     def pause_writing(self) -> None:
@@ -533,6 +535,14 @@ class HttpProtocol(asyncio.Protocol):
             self._resume()
         elif self._slow:
             self._read()
+
+    def ends_with(self, request: Request) -> bool:
+        """Take in no more requests; return whether ``request`` is the last of those owed.
+
+        Behind an answer that says ``close`` there must be none (RFC 9112, section 9.6).
+        """
+        self._closing = True
+        return not self.order or self.order[-1] is request
 
     def flush(self) -> None:
         """Write the answers collected in this turn as one."""

@@ -65,15 +65,27 @@ class WaitingQueue:
     def hasten(self, request: Request, deadline: float) -> None:
         """Note that ``request``, which is in the queue, must have left by ``deadline``."""
         heappush(self._early, (deadline, id(request), request))
+        if len(self._early) > 2 * len(self.requests):
+            self._forget()
 
     def dropped(self) -> None:
         """Note that one of the requests is now a dead entry (``queued`` is false)."""
         self.gone += 1
         if self.gone > 64 and self.gone * 2 > len(self.requests):
             self.requests = deque(request for request in self.requests if request.queued)
-            self._early = [entry for entry in self._early if entry[2].queued]
-            heapify(self._early)
+            self._forget()
             self.gone = 0
+
+    def clear(self) -> None:
+        """Take everybody out; who still waited has been told by the caller."""
+        self.requests.clear()
+        self.gone = 0
+        self._early.clear()
+
+    def _forget(self) -> None:
+        """Keep of those with a deadline of their own only who still waits."""
+        self._early = [entry for entry in self._early if entry[2].queued]
+        heapify(self._early)
 
     @property
     def wait(self) -> float:
@@ -83,6 +95,8 @@ class WaitingQueue:
     def served(self, count: int, now: float) -> None:
         """Note that ``count`` requests have left to be run; called once a turn, after them."""
         if not self.requests:
+            if self._early:
+                self._early.clear()  # all of them have left: nobody is kept, nor its body
             self.rate = 0.0  # how slow it was says nothing of how long the next one would wait
             self._since = inf
             if not self.standing:
