@@ -93,6 +93,9 @@ class Transport:
 
     abort = close
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None: ...
 
     def pause_reading(self) -> None: ...

@@ -132,7 +132,11 @@ def test_what_is_hurt_is_answered_or_refused_and_nothing_else() -> None:
                 assert set(outcome.answers[-1].json()) == {"error", "message", "code"}
             seen.update(outcome.statuses)
             made.use_cache(shared)
-            for pieces in ([wire], at_places(wire, marks)):
+            cuts = [[wire], at_places(wire, marks)]
+            if b"100-continue" in wire.lower():
+                # what is answered before its body goes on or ends by what of that has come
+                cuts.pop()
+            for pieces in cuts:
                 other = play(pieces, made.methods_of(wire))
                 assert (other.statuses, other.closed) == (outcome.statuses, outcome.closed)
                 assert told(other) == told(outcome)

@@ -37,6 +37,9 @@ class Recorder(Transport):
         assert not self.ended, "written behind the end"
         super().write(data)
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None:
         self.ended = True
 
