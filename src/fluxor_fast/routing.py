@@ -18,7 +18,7 @@ Rules kept here:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from enum import Enum, IntEnum
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -281,12 +281,10 @@ class Router:
                 return NOT_FOUND, {}
         else:
             segments = path[1:].split("/")
-        first: Found | None = None
-        for found in _search(self._root, segments, 0, []):
-            if found[0].takes(method):
-                first = found
-                break
-            first = first or found
+        others: list[Found] = []
+        first = _search(self._root, segments, 0, [], method, others)
+        if first is None and others:
+            first = others[0]
         if first is None:
             return NOT_FOUND, {}
         methods, names, values = first
@@ -296,25 +294,48 @@ class Router:
 Found = tuple[_Methods, tuple[str, ...], list[Any]]
 
 
-def _search(node: _Node, segments: list[str], at: int, values: list[Any]) -> Iterator[Found]:
-    """Walk the tree depth first, the more exact branch first, and yield every match.
+def _search(
+    node: _Node, segments: list[str], at: int, values: list[Any], method: str, others: list[Found]
+) -> Found | None:
+    """Walk the tree depth first, the more exact branch first; return what takes ``method``.
 
-    Each node has at most five branches and each takes one segment, but a path of n segments
-    cannot fan out beyond what was registered: the tree, not the client, bounds the work.
+    Those on the way that do not are put into ``others``. Each node has at most five branches and
+    each takes one segment, but a path of n segments cannot fan out beyond what was registered: the
+    tree, not the client, bounds the work.
     """
     if at == len(segments):
-        if node.leaf is not None:
-            yield node.leaf, node.names, values
-        return
+        return _taken(node.leaf, node.names, values, method, others)
     segment = segments[at]
     child = node.children.get(segment)
     if child is not None:
-        yield from _search(child, segments, at + 1, values)
-    for converter in _ORDER:
-        child = node.parameters.get(converter)
-        if child is not None:
-            value = _CONVERTERS[converter](segment)
-            if value is not None:
-                yield from _search(child, segments, at + 1, [*values, value])
-    if node.rest is not None:
-        yield node.rest, node.rest_name, [*values, "/".join(segments[at:])]
+        found = _search(child, segments, at + 1, values, method, others)
+        if found is not None:
+            return found
+    if node.parameters:
+        for converter in _ORDER:
+            child = node.parameters.get(converter)
+            if child is not None:
+                value = _CONVERTERS[converter](segment)
+                if value is not None:
+                    found = _search(child, segments, at + 1, [*values, value], method, others)
+                    if found is not None:
+                        return found
+    if node.rest is None:
+        return None
+    return _taken(node.rest, node.rest_name, [*values, "/".join(segments[at:])], method, others)
+
+
+def _taken(
+    methods: _Methods | None,
+    names: tuple[str, ...],
+    values: list[Any],
+    method: str,
+    others: list[Found],
+) -> Found | None:
+    if methods is None:
+        return None
+    found = methods, names, values
+    if methods.takes(method):
+        return found
+    others.append(found)
+    return None

@@ -28,6 +28,7 @@ __all__ = [
     "JSON_OK",
     "Response",
     "encode_json",
+    "encode_text",
     "encode_value",
     "error_response",
     "to_response",
@@ -47,6 +48,7 @@ _STATUS_LINES = {
 
 JSON_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
 """Head of the commonest answer, up to the value of its length."""
+TEXT_OK = JSON_OK.replace(JSON.encode(), TEXT.encode())
 
 
 def _status_line(status: int) -> bytes:
@@ -152,6 +154,12 @@ def encode_json(value: dict[str, Any], block: bytes, rid: bytes) -> bytes:
     """Return a 200 answer with ``value`` as JSON, on a connection that is kept."""
     body = orjson.dumps(value, _default)
     return b"%b%d\r\n%b%b\r\n\r\n%b" % (JSON_OK, len(body), block, rid, body)
+
+
+def encode_text(value: str, block: bytes, rid: bytes) -> bytes:
+    """Return a 200 answer with ``value`` as text, on a connection that is kept."""
+    body = value.encode()
+    return b"%b%d\r\n%b%b\r\n\r\n%b" % (TEXT_OK, len(body), block, rid, body)
 
 
 def to_response(value: Any) -> Response:

@@ -40,7 +40,13 @@ from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import Response, encode_json, error_response, to_response
+from fluxor_fast.http.response import (
+    Response,
+    encode_json,
+    encode_text,
+    error_response,
+    to_response,
+)
 from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.routing import Kind, Priority, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
@@ -355,8 +361,8 @@ class BatchRunner:
     def _execute(self, queue: WaitingQueue, until: float) -> int:
         """Run synchronous handlers until the queue is empty or the time is up; return how many.
 
-        This is the hot path: the commonest answer (a dict, HTTP/1.1, to a client that takes its
-        answers in) goes to the connection from here, everything else through ``_leave``.
+        This is the hot path: the commonest answers (JSON or text, HTTP/1.1, to a client that takes
+        its answers in) go to the connection from here, everything else through ``_leave``.
         """
         requests = queue.requests
         take = requests.pop if queue.standing else requests.popleft
@@ -382,8 +388,10 @@ class BatchRunner:
             connection: HttpProtocol = request.connection  # type: ignore[assignment]
             try:
                 value = head.route.call(request)
-                if type(value) is dict and head.short and keep:
-                    answer = encode_json(value, block, rid)
+                kind = type(value)
+                if (kind is dict or kind is str) and head.short and keep:
+                    encode = encode_json if kind is dict else encode_text
+                    answer = encode(value, block, rid)
                     if len(answer) < LARGE and (
                         connection.order is None
                         or not (connection.closed or connection.write_paused)
