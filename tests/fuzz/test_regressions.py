@@ -120,7 +120,7 @@ def test_the_target_sees_a_permit_that_is_not_given_back(monkeypatch: pytest.Mon
         original(self, request, *rest)
 
     monkeypatch.setattr(BatchRunner, "_leave", faulty)
-    fails("protocol", PLAIN.replace(b"/ ", b"/text "), "1, 0")
+    fails("protocol", PLAIN.replace(b"GET / ", b"HEAD /text "), "1, 0")
 
 
 def test_the_target_sees_a_connection_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
