@@ -753,7 +753,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def scheme_of(self, head: Head) -> str:
         """Scheme that the client used, seen through trusted proxies."""
-        tls = self._tls or self.transport.get_extra_info("sslcontext") is not None
+        tls = self._tls or self.tls
         return self.service.proxies.scheme(self.peer, "https" if tls else "http", head)
 
     def host_of(self, head: Head) -> str:

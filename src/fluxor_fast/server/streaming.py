@@ -317,7 +317,7 @@ class AnswerWriter:
     @property
     def tls(self) -> bool:
         """Whether what the transport is given is encrypted on its way to the socket."""
-        return self.transport.get_extra_info("sslcontext") is not None
+        return self._connection.tls
 
     async def begin(self) -> None:
         """Wait for the turn, and send the head if it has not left yet."""
