@@ -232,24 +232,31 @@ def fill(url: str) -> None:
         work.fill(connection)
 
 
-def scaling(folder: Path, seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Return CPU per request of our server with one worker and with two, both on all cores."""
-    found: dict[str, list[float]] = {"1": [], "2": []}
+def scaling(folder: Path, seconds: float, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Return CPU per request with one process and with two, on all cores: ours and the ceiling's.
+
+    Two processes and the generator share the machine. What the ceiling loses by that, which shares
+    nothing between its processes, is the kernel's and the generator's; only the rest is ours.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
     cores = Cores()
     with ExitStack() as stack:
-        servers = {
-            workers: stack.enter_context(
-                start("fluxor", Place(harness.free_port(), int(workers), folder), cores)
-            )
-            for workers in found
-        }
+        servers: dict[tuple[str, str], Server] = {}
+        answer = b""
+        for name in ("fluxor", "ceiling"):
+            found[name] = {"1": [], "2": []}
+            for workers in found[name]:
+                place = Place(harness.free_port(), int(workers), folder, answer=answer)
+                servers[name, workers] = stack.enter_context(start(name, place, cores))
+            if not answer:
+                answer = harness.fetch(place.port, "/health").raw
         for number in range(rounds + 1):
-            for workers, server in servers.items():
+            for (name, workers), server in servers.items():
                 done = harness.measured(
                     server, "/health", cores=cores, connections=64, threads=1, seconds=seconds
                 )
                 if number:  # the first warms it up
-                    found[workers].append(done.cpu_us)
+                    found[name][workers].append(done.cpu_us)
     progress(f"1 and 2 workers: {found}")
     return found
 

@@ -178,12 +178,21 @@ def promises(report: Mapping[str, Any]) -> list[Promise]:
         Promise("3,350 connections: memory in MB", memory, 250, most=True),
     ]
     scaled = report.get("scaling")
-    two = None
+    two = alone = None
     if scaled:
-        pairs = zip(scaled["2"], scaled["1"], strict=True)
-        two = statistics.median(both / one for both, one in pairs)
-    made.append(Promise("two workers: CPU per request ÷ one worker's", two, 1.1, most=True))
+        two = _more(scaled["fluxor"])
+        alone = two / _more(scaled["ceiling"])
+    made += [
+        Promise("two workers: CPU per request ÷ one worker's", two, 1.1, most=True),
+        Promise("two workers: that ÷ the same of the ceiling", alone, 1.1, most=True),
+    ]
     return made
+
+
+def _more(scaled: Mapping[str, Sequence[float]]) -> float:
+    """Return CPU per request with two processes over that with one, each within its round."""
+    pairs = zip(scaled["2"], scaled["1"], strict=True)
+    return statistics.median(both / one for both, one in pairs)
 
 
 def plot(report: Mapping[str, Any], folder: Path) -> list[Path]:

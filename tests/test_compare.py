@@ -72,7 +72,10 @@ def test_promises_tell_what_is_kept_what_is_not_and_what_was_not_measured() -> N
         result("health", 64, "fluxor", [10, 10, 10]),
         result("health", 64, "ceiling", [9, 9, 5]),
         result("health", 64, "uvicorn", [25, 25, 25]),
-        scaling={"1": [10, 10], "2": [10.5, 10.5]},
+        scaling={
+            "fluxor": {"1": [10, 10], "2": [12, 12]},
+            "ceiling": {"1": [8, 8], "2": [9.2, 9.2]},
+        },
     )
     by = {promise.said: promise for promise in compare_report.promises(report)}
     ceiling = by["`/health`, 64 connections: CPU ÷ ceiling ≤ 1.2"]
@@ -82,7 +85,10 @@ def test_promises_tell_what_is_kept_what_is_not_and_what_was_not_measured() -> N
     assert uvicorn.got == pytest.approx(2.5)
     assert not uvicorn.kept
     assert by["`/health`, 64 connections: RPS ÷ fasthttp ≥ 1.1"].got is None
-    assert by["two workers: CPU per request ÷ one worker's ≤ 1.1"].kept
+    two = by["two workers: CPU per request ÷ one worker's ≤ 1.1"]
+    assert two.got == pytest.approx(1.2)
+    assert not two.kept
+    assert by["two workers: that ÷ the same of the ceiling ≤ 1.1"].kept
     text = compare_report.markdown(report)
     assert "**not kept**" in text
     assert "not measured" in text
