@@ -640,16 +640,23 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    model = platform.processor() or platform.machine()
+def _cpuinfo(key: str, default: str) -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return default
+
+
+def vendor() -> str:
+    """Return the maker of the processor as it names itself: ``AuthenticAMD``, ``GenuineIntel``."""
+    return _cpuinfo("vendor_id", "")
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
     return {
-        "cpu": model,
+        "cpu": _cpuinfo("model name", platform.processor() or platform.machine()),
         "cores": sorted(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),

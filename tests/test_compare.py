@@ -109,6 +109,13 @@ def test_a_latency_that_wrk_could_not_tell_is_no_figure() -> None:
     assert " 1.00, – " in compare_report.markdown(report_of(one))
 
 
+def test_a_budget_may_differ_by_the_maker_of_the_processor() -> None:
+    text = '[health_64]\nmost = { AuthenticAMD = 1.2, GenuineIntel = 1.5 }\nwhy = "x"'
+    assert check.budgets(text, "AuthenticAMD")["health_64"].most == 1.2
+    assert check.budgets(text, "GenuineIntel")["health_64"].most == 1.5
+    assert check.budgets(text, "another")["health_64"].most == 1.5
+
+
 @pytest.mark.parametrize("size", [1_000, 17_000])
 def test_a_document_has_its_size_and_is_the_same_for_every_encoder(size: int) -> None:
     import orjson
