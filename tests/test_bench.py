@@ -294,3 +294,10 @@ def test_a_failed_and_a_left_out_row_are_shown(name):
     text = overload_report.markdown(rows, {name: "title"})
     assert "**failed**: it died" in text
     assert "too much" in text
+
+
+def test_each_variation_of_the_server_can_be_made() -> None:
+    """What they replace is still there: `bench/variations.py` compares the server with itself."""
+    servers = Path(harness.__file__).parent / "servers"
+    code = "import varied_app as v; [make() for _, make in v.VARIATIONS.values()]"
+    subprocess.run([sys.executable, "-c", code], cwd=servers, check=True, timeout=30)
