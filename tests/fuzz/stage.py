@@ -411,9 +411,16 @@ def make_app(loop: Loop) -> tuple[App, dict[str, Callable[[bytes], tuple[int, by
 
 
 class Plain(HeadCache):
-    """Knows identical heads again, and nothing else: what it says goes by ``parse_head`` alone."""
+    """Knows identical heads again, and nothing else: what it says goes by ``parse_head`` alone.
+
+    It is asked about each input that is played, so it is kept from one to the next.
+    """
+
+    KEPT: Final = 128
 
     def parse(self, raw: bytes) -> Head:
+        if len(self.found) == self.KEPT:
+            self.found.clear()
         head = self.found[raw] = parse_head(raw, self._router, self.limits)
         return head
 
@@ -464,6 +471,7 @@ class Stage:
             routes=routes,
         )
         self.runner.refusals = Refusals(lambda: 0.0)
+        self.runner.block = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nX-Request-ID: "
         self.service = Service(
             app=self.app,
             runner=self.runner,
@@ -480,6 +488,7 @@ class Stage:
         self._thresholds = self.runner.thresholds
         self._finishing: asyncio.Task[int] | None = None
         self._current: Transport
+        self._plain = Plain(self._router, LIMITS, lambda: 0)
         self._log = _Log()
 
     def _heads(self, entries: int) -> HeadCache:
@@ -703,7 +712,7 @@ class Stage:
 
     def _read(self, wire: bytes) -> tuple[list[tuple[Head, bytes]], int | None, int]:
         """Return the requests that were sent, the status of an error behind them, and the 100s."""
-        reader = Reader(Plain(self._router, LIMITS, lambda: 0))
+        reader = Reader(self._plain)
         reader.feed(wire)
         found: list[tuple[Head, bytes]] = []
         continues = 0
