@@ -39,11 +39,11 @@ from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import request_ids
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import Reader
-from fluxor_fast.server.heads import HeadCache, parse_head
+from fluxor_fast.server.heads import HeadCache
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
 from fluxor_fast.server.refusal import Refusals
 from tests.fuzz.answers import CONTINUE, Answer, take
-from tests.fuzz.parsers import LIMITS
+from tests.fuzz.parsers import LIMITS, Plain
 from tests.support.inprocess import make_runner
 
 __all__ = ["Stage"]
@@ -408,21 +408,6 @@ def make_app(loop: Loop) -> tuple[App, dict[str, Callable[[bytes], tuple[int, by
         return {"one": True}
 
     return app, expected
-
-
-class Plain(HeadCache):
-    """Knows identical heads again, and nothing else: what it says goes by ``parse_head`` alone.
-
-    It is asked about each input that is played, so it is kept from one to the next.
-    """
-
-    KEPT: Final = 128
-
-    def parse(self, raw: bytes) -> Head:
-        if len(self.found) == self.KEPT:
-            self.found.clear()
-        head = self.found[raw] = parse_head(raw, self._router, self.limits)
-        return head
 
 
 class _Log(logging.Handler):
