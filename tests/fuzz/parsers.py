@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from fluxor_fast import App, HTTPError, Request
+from fluxor_fast.http.request import Head
 from fluxor_fast.server.framing import END, ChunkedDecoder, Reader
 from fluxor_fast.server.heads import HeadCache, Limits, parse_head
 from tests.fuzz.inputs import expanded, pieces, split
 
-__all__ = ["LIMITS", "chunked", "heads", "reader"]
+__all__ = ["LIMITS", "Plain", "chunked", "heads", "reader"]
 
 LIMITS = Limits(head=512, target=128, headers=12, body=256)
 """Small, so that inputs reach them."""
@@ -40,6 +41,24 @@ def _router() -> Any:
 
 
 ROUTER = _router()
+
+
+class Plain(HeadCache):
+    """Knows identical heads again, and nothing else: what it says goes by ``parse_head`` alone.
+
+    What the code under test is held against. It is kept from one input to the next.
+    """
+
+    KEPT: Final = 128
+
+    def parse(self, raw: bytes) -> Head:
+        if len(self.found) == self.KEPT:
+            self.found.clear()
+        head = self.found[raw] = parse_head(raw, self._router, self.limits)
+        return head
+
+
+PLAIN = Plain(ROUTER, LIMITS, lambda: 0)
 
 # heads
 
@@ -231,10 +250,10 @@ def read(parts: Iterable[bytes], cache: HeadCache) -> tuple[list[Any], Any]:
 def reader(data: bytes) -> None:
     """The same requests and the same refusal come of a stream however it is cut.
 
-    Whole it is read without a cache of heads, cut with one.
+    Whole it is read with what ``parse_head`` says of each head, cut with a new cache.
     """
     plan, wire = split(data)
     wire = expanded(wire)
-    whole = read([wire], HeadCache(ROUTER, LIMITS, lambda: 0, entries=0))
+    whole = read([wire], PLAIN)
     cut = read(pieces(plan, wire), HeadCache(ROUTER, LIMITS, lambda: 0))
     assert cut == whole, (plan, wire, cut, whole)

@@ -8,7 +8,8 @@ It ends by itself: when the time is up, the executions are done, or something wa
 exit code is 1, and the input is told, minimised: put it into ``tests/fuzz/regressions/TARGET``
 (and, if it is a matter of the wire alone, into ``tests/corpus``) together with the correction.
 
-Exit codes: 0 nothing found, 1 a finding (or ``--report --goal`` not reached), 2 it could not run.
+Exit codes: 0 nothing found, 1 a finding (or, with ``--report``, ``--goal`` or ``--guided`` not
+reached), 2 it could not run.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ROOT: Final = Path(__file__).parent.parent.parent
 GRACE: Final = 60.0
 """Seconds that a process may take beyond its time: to start, and to replay its corpus."""
 _COVERAGE: Final = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")
+_REPLAYED: Final = re.compile(r"^(?:replayed |#)(\d+)(?=$|\s+INITED)", re.MULTILINE)
 
 
 @dataclass
@@ -72,6 +74,11 @@ class Job:
         found = _COVERAGE.findall(self._log())
         return "{} edges, {} features, {} inputs".format(*found[-1]) if found else None
 
+    def replayed(self) -> int:
+        """Return how many executions were of inputs that were there before."""
+        found = _REPLAYED.search(self._log())
+        return int(found[1]) if found else self.status.executions
+
     def _log(self) -> str:
         return self._paths[1].read_text(errors="replace")
 
@@ -90,6 +97,7 @@ class Job:
             memory=self.status.memory,
             blocks=self.status.blocks,
             engine=self.engine,
+            replayed=self.replayed(),
             finding=finding.name if finding else None,
             coverage=self.coverage(),
         )
@@ -116,6 +124,10 @@ def arguments() -> Any:
     parser.add_argument("--folder", type=Path, default=ROOT / ".fuzz")
     parser.add_argument("--report", action="store_true", help="print what all runs did, and end")
     parser.add_argument("--goal", type=int, default=0, help="with --report: fail below so many")
+    parser.add_argument(
+        "--guided", type=int, default=0,
+        help="with --report: fail if one target has fewer that coverage guided, on these sources",
+    )  # fmt: skip
     parser.add_argument("--replay", type=Path, nargs="+", help="play inputs on the first target")
     args = parser.parse_args()
     args.folder = args.folder.absolute()
@@ -187,7 +199,8 @@ def main() -> int:
     ledger = Ledger(args.folder / "results.json")
     if args.report:
         print(ledger.report())
-        return int(sum(ledger.executions(one) for one in TARGETS) < args.goal)
+        short = sum(ledger.executions(one) for one in TARGETS) < args.goal
+        return int(short or min(ledger.guided(one) for one in TARGETS) < args.guided)
     if args.replay:
         target = TARGETS[args.targets[0]]()
         for path in args.replay:

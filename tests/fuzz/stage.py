@@ -39,11 +39,11 @@ from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import request_ids
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import Reader
-from fluxor_fast.server.heads import HeadCache, parse_head
+from fluxor_fast.server.heads import HeadCache
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
 from fluxor_fast.server.refusal import Refusals
 from tests.fuzz.answers import CONTINUE, Answer, take
-from tests.fuzz.parsers import LIMITS
+from tests.fuzz.parsers import LIMITS, Plain
 from tests.support.inprocess import make_runner
 
 __all__ = ["Stage"]
@@ -410,14 +410,6 @@ def make_app(loop: Loop) -> tuple[App, dict[str, Callable[[bytes], tuple[int, by
     return app, expected
 
 
-class Plain(HeadCache):
-    """Knows identical heads again, and nothing else: what it says goes by ``parse_head`` alone."""
-
-    def parse(self, raw: bytes) -> Head:
-        head = self.found[raw] = parse_head(raw, self._router, self.limits)
-        return head
-
-
 class _Log(logging.Handler):
     """Keeps what is logged as an error and was not raised on purpose."""
 
@@ -464,6 +456,7 @@ class Stage:
             routes=routes,
         )
         self.runner.refusals = Refusals(lambda: 0.0)
+        self.runner.block = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nX-Request-ID: "
         self.service = Service(
             app=self.app,
             runner=self.runner,
@@ -480,6 +473,7 @@ class Stage:
         self._thresholds = self.runner.thresholds
         self._finishing: asyncio.Task[int] | None = None
         self._current: Transport
+        self._plain = Plain(self._router, LIMITS, lambda: 0)
         self._log = _Log()
 
     def _heads(self, entries: int) -> HeadCache:
@@ -703,7 +697,7 @@ class Stage:
 
     def _read(self, wire: bytes) -> tuple[list[tuple[Head, bytes]], int | None, int]:
         """Return the requests that were sent, the status of an error behind them, and the 100s."""
-        reader = Reader(Plain(self._router, LIMITS, lambda: 0))
+        reader = Reader(self._plain)
         reader.feed(wire)
         found: list[tuple[Head, bytes]] = []
         continues = 0

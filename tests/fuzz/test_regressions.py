@@ -193,13 +193,16 @@ def test_the_ledger_adds_up_over_runs(tmp_path: Path) -> None:
             seconds=2.0,
             memory=1 << 20,
             blocks=number,
-            engine="blind",
+            engine="atheris",
+            replayed=100,
             finding=None,
             coverage=None,
         )
     assert Ledger(path).executions("heads") == Ledger(path).executions("heads", digest()) == 3000
     assert Ledger(path).executions("heads", "other sources") == 0
+    assert Ledger(path).guided("heads") == 2700
     assert "3,000" in Ledger(path).report()
+    assert " 2,700    90% " in Ledger(path).report()
 
 
 def test_a_run_ends_by_itself_and_its_executions_are_told(tmp_path: Path) -> None:

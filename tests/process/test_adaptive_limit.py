@@ -30,10 +30,11 @@ def test_a_limit_far_above_what_the_service_can_do_is_lowered() -> None:
         for thread in users:
             thread.start()
         try:
-            found = eventually(lambda: (now := settled(server)) < 90 and now, "it adapts", 25)
-            # twenty run at a time; how many more it lets in depends on how busy the machine is, as
-            # the clients share it and their delay looks like the service's
-            assert found > 4
+            # twenty run at a time, and as many may wait; the first looks may lead below that, or
+            # a busy machine, as the clients share it and their delay looks like the service's
+            eventually(
+                lambda: all(20 <= settled(server) < 80 for _ in range(2)), "it fits and stays", 40
+            )
         finally:
             done.set()
             for thread in users:
