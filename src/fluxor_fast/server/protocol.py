@@ -30,6 +30,7 @@ import asyncio
 import sys
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
 
@@ -425,7 +426,7 @@ class HttpProtocol(asyncio.Protocol):
         try:
             piece = reader.piece(BURST)
         except HTTPError as error:
-            body.fail(error)
+            body.fail(partial(HTTPError, error.status, error.message, code=error.code))
             return False
         if piece:
             body.feed(piece)

@@ -33,7 +33,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,7 +73,9 @@ class BodyStream:
         self.full = False  # they are too many
         self.complete = False
         self._pieces: deque[bytes] = deque()
-        self._error: Exception | None = None  # why no more comes
+        # why no more comes: made anew whenever it is raised, as an exception that was raised keeps
+        # the frames it left, and they would keep this
+        self._error: Callable[[], Exception] | None = None
         self._expected = head.expects_continue  # the client waits to be asked
         self._asked = False  # …and the handler wants it to be
         self._late = False  # …which it cannot be any more
@@ -98,15 +101,18 @@ class BodyStream:
         self.complete = True
         self._leave()
 
-    def fail(self, error: Exception) -> None:
-        """Note that no more comes of the body; the connection can serve nothing after it."""
+    def fail(self, error: Callable[[], Exception]) -> None:
+        """Note that no more comes of the body; the connection can serve nothing after it.
+
+        :param error: returns what is raised to who asks for more.
+        """
         self._error = error
         self._leave()
         self._connection.end_after_answers()
 
     def lost(self) -> None:
         """Note that the client is gone, or sends nothing more."""
-        self.fail(ClientDisconnected())
+        self.fail(ClientDisconnected)
 
     def wake(self) -> None:
         """Ask the client for the body if that is wanted and it is the turn."""
@@ -124,7 +130,7 @@ class BodyStream:
             return
         self._waited += elapsed
         if self._waited > connection.service.timeouts.body:
-            self.fail(HTTPError(408, "the body of the request took too long"))
+            self.fail(partial(HTTPError, 408, "the body of the request took too long"))
 
     def _leave(self) -> None:
         connection = self._connection
@@ -143,7 +149,7 @@ class BodyStream:
             if self.complete:
                 return b""
             if self._error is not None:
-                raise self._error
+                raise self._error()
             if self._waiter is not None:
                 raise RuntimeError("the body is being read already")
             self._asked = True
@@ -182,7 +188,9 @@ class BodyStream:
         elif full:
             connection.go_on()
         if self._error is None:
-            self._error = RuntimeError("the request is answered: its body is not read any more")
+            self._error = partial(
+                RuntimeError, "the request is answered: its body is not read any more"
+            )
         return self._ends
 
 
@@ -241,6 +249,7 @@ class AnswerWriter:
             return None
         finally:
             connection.streams = tuple(one for one in connection.streams if one is not self)
+            self._task = None  # one that is cancelled keeps its frames, and they would keep this
             await self._close()
 
     def _frame(self, block: bytes, line: bytes) -> bytes:
