@@ -13,7 +13,8 @@ Rules for answers:
 2. What is written is framed here (RFC 9112, section 6.3): a length that is kept to, chunks, or the
    end of the connection.
 3. An iterator that always has more still lets others run: after ``YIELD`` bytes, of which each
-   piece counts some more than it has, the loop goes round.
+   piece counts some more than it has, it waits for its turn (``Turns``). A loop turn has some of
+   them: thousands that all wrote in one would hold it up for seconds.
 
 Rules for requests:
 
@@ -45,7 +46,7 @@ from fluxor_fast.http.streaming import BodySender
 if TYPE_CHECKING:
     from fluxor_fast.server.protocol import HttpProtocol
 
-__all__ = ["CLOSE", "CONTINUE", "AnswerWriter", "BodyStream"]
+__all__ = ["CLOSE", "CONTINUE", "AnswerWriter", "BodyStream", "Turns"]
 
 log = logging.getLogger("fluxor_fast.server")
 
@@ -57,6 +58,8 @@ REST: Final = 64 * 1024
 YIELD: Final = 64 * 1024
 PIECE: Final = 1024
 """What a piece counts beside its bytes."""
+AT_A_TURN: Final = 4
+"""Streams that go on in a turn of the loop: a quarter of a megabyte, some tenths of a millisecond."""
 
 
 class BodyStream:
@@ -192,6 +195,39 @@ class BodyStream:
                 RuntimeError, "the request is answered: its body is not read any more"
             )
         return self._ends
+
+
+class Turns:
+    """Lets the streams of a worker go on, first in, first out, ``AT_A_TURN`` in a turn of the loop."""
+
+    __slots__ = ("_call_soon", "_waiting")
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self._call_soon = call_soon
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more wait than go on in the next turn: who begins has to wait as well."""
+        return len(self._waiting) >= AT_A_TURN
+
+    async def next(self) -> None:
+        """Wait for the next turn."""
+        future = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._call_soon(self._go)
+        self._waiting.append(future)
+        await future
+
+    def _go(self) -> None:
+        waiting, left = self._waiting, AT_A_TURN
+        while waiting and left:
+            future = waiting.popleft()
+            if not future.done():  # its client has left
+                future.set_result(None)
+                left -= 1
+        if waiting:
+            self._call_soon(self._go)
 
 
 class AnswerWriter:
@@ -340,7 +376,10 @@ class AnswerWriter:
         if not data:
             return  # as a chunk it would be the end of the body
         self.sent(len(data))
+        turns = self._connection.runner.turns
         if not self.began or self._connection.closed:
+            if turns.crowded:
+                await turns.next()
             await self._ready()
         self._put(data)
         if self._connection.write_paused:
@@ -350,7 +389,7 @@ class AnswerWriter:
         self._pieces += len(data) + PIECE
         if self._pieces >= YIELD:
             self._pieces = 0
-            await asyncio.sleep(0)
+            await turns.next()
 
     async def drained(self) -> None:
         """Wait until all that was written is with the kernel."""
