@@ -94,9 +94,7 @@ def plan(rng: random.Random) -> Iterator[Drop]:
         sent = wire if whole else wire[: rng.randrange(len(wire))]
         at = sorted(rng.sample(range(len(sent) + 1), min(rng.choice((0, 0, 1, 2)), len(sent))))
         pieces = tuple(
-            piece
-            for a, b in zip([0, *at], [*at, len(sent)], strict=True)
-            if (piece := sent[a:b])
+            piece for a, b in zip([0, *at], [*at, len(sent)], strict=True) if (piece := sent[a:b])
         )
         yield Drop(kind, pieces, whole, rng.random() < 0.4, rng.choice(("fin", "rst", "half")))
 

@@ -128,6 +128,7 @@ def slow(part: Slow, connections: int) -> tuple[dict[str, Any], list[str]]:
         attack = tools.slowhttptest(port, part.path, share, part.seconds, *part.mode)
         probe = [sys.executable, "-m", "tests.attack.probe", str(port), str(part.seconds)]
         looks: list[tuple[float, watch.Held, int]] = []
+        blind = 0
         with ExitStack() as stack:
             loading, probing, *attacking = (
                 stack.enter_context(tools.running(command))
@@ -135,11 +136,15 @@ def slow(part: Slow, connections: int) -> tuple[dict[str, Any], list[str]]:
             )
             begun = time.monotonic()
             while (now := time.monotonic() - begun) < part.seconds - 1:
-                looks.append((now, watch.held(port, server.pid), watch.established(port)))
+                try:
+                    looks.append((now, watch.held(port, server.pid), watch.kernel(port)[0]))
+                except OSError:  # no answer within a second
+                    blind += 1
                 time.sleep(LOOK)
             # the tool would still go on here if there was anything left
             left = max(0, watch.held(port, server.pid).connections - clients - 1)
             counts = watch.flow(port)
+            _, kept = watch.kernel(port)
             for tool in (loading, probing, *attacking):
                 with suppress(subprocess.TimeoutExpired):
                     tool.process.wait(15)
@@ -165,6 +170,7 @@ def slow(part: Slow, connections: int) -> tuple[dict[str, Any], list[str]]:
         "all_standing_until_s": full[-1] if full else None,
         "all_gone_at_s": gone[0] if gone else None,
         "left": left,
+        "kept_by_kernel": kept,
         "ended_by_counter": ended,
         "counter": part.counter,
         "slowhttptest": [asdict(one) for one in said],
@@ -182,10 +188,12 @@ def slow(part: Slow, connections: int) -> tuple[dict[str, Any], list[str]]:
     }
     rules: list[tuple[bool, str]] = [
         (most < connections, f"only {most} stood at once"),
+        (blind > 0, f"/metrics was not answered within a second, {blind} times"),
         (bool(asked["wrong"]), f"{len(asked['wrong'])} health checks failed"),
         (figures["probe_p99_ms"] >= MOST_MS, f"P99 of health {figures['probe_p99_ms']:.0f} ms"),
         (figures["pss_most"] >= MOST_BYTES, f"memory {figures['pss_most'] / 1e6:.0f} MB"),
         (left > 0, f"{left} slow connections were not ended"),
+        (kept > connections // 100, f"the kernel keeps {kept} that are closed"),
         (ended is not None and ended < connections, f"{ended} were counted as {part.counter}"),
         (loaded.lost > 0, f"{loaded.lost} requests of the load had no answer"),
         (after.places != before.places, f"left over: {before.places} became {after.places}"),
@@ -236,7 +244,8 @@ def _row(name: str, figures: dict[str, Any]) -> str:
             f" (seed {figures['seed']}): {figures['seen']}\n"
             f"  descriptors {before['files']} → {after['files']},"
             f" connections {after['connections']}, permits {after['ccu']},"
-            f" slots {after['running']}, RSS {before['rss'] / 1e6:.1f} → {after['rss'] / 1e6:.1f} MB"
+            f" slots {after['running']},"
+            f" RSS {before['rss'] / 1e6:.1f} → {after['rss'] / 1e6:.1f} MB"
         )
     times = [figures[f"all_{key}_s"] for key in ("standing_from", "standing_until", "gone_at")]
     shown = ", ".join("never" if at is None else f"{at:.1f}" for at in times)
@@ -246,7 +255,8 @@ def _row(name: str, figures: dict[str, Any]) -> str:
         f"{name}: {figures['about']}\n"
         f"  at once {figures['standing_most']:,} by the gauge,"
         f" {figures['established_most'] - LOAD[0]:,} by the kernel;"
-        f" all there from s, until s, all gone at s: {shown}; left {figures['left']}; ended: {by};"
+        f" all there from s, until s, all gone at s: {shown}; left {figures['left']},"
+        f" kept by the kernel {figures['kept_by_kernel']}; ended: {by};"
         f" slowhttptest: {', '.join({one['ended'] for one in figures['slowhttptest']})}\n"
         f"  /health {figures['probes']} times: P50 {figures['probe_p50_ms']:.1f}, P99"
         f" {figures['probe_p99_ms']:.1f}, worst {figures['probe_worst_ms']:.1f} ms;"

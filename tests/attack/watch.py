@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import harness  # noqa: E402
 
 LOOKS = 5
 _ESTABLISHED = "01"
+_FIN_WAIT_1 = "04"
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,16 @@ def flow(port: int) -> dict[str, int]:
     return counts
 
 
-def established(port: int) -> int:
-    """Return how many connections of the local ``port`` the kernel has: proc_net_tcp(5)."""
+def kernel(port: int) -> tuple[int, int]:
+    """Return how many connections of the local ``port`` the kernel has: proc_net_tcp(5).
+
+    Those established, and those that are closed but kept for what nobody has taken in.
+    """
     place = f":{port:04X}"
-    count = 0
+    states: Counter[str] = Counter()
     with open("/proc/net/tcp") as table:
         for line in table:
             fields = line.split(None, 4)
-            count += fields[1].endswith(place) and fields[3] == _ESTABLISHED
-    return count
+            if fields[1].endswith(place):
+                states[fields[3]] += 1
+    return states[_ESTABLISHED], states[_FIN_WAIT_1]

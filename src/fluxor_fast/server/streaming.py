@@ -59,7 +59,7 @@ YIELD: Final = 64 * 1024
 PIECE: Final = 1024
 """What a piece counts beside its bytes."""
 AT_A_TURN: Final = 4
-"""Streams that go on in a turn of the loop: a quarter of a megabyte, some tenths of a millisecond."""
+"""Streams that go on in a turn of the loop: a quarter of a megabyte in all."""
 
 
 class BodyStream:
@@ -198,7 +198,7 @@ class BodyStream:
 
 
 class Turns:
-    """Lets the streams of a worker go on, first in, first out, ``AT_A_TURN`` in a turn of the loop."""
+    """Lets the streams of a worker go on in order, ``AT_A_TURN`` in a turn of the loop."""
 
     __slots__ = ("_call_soon", "_waiting")
 
