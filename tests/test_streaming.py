@@ -27,7 +27,15 @@ from fluxor_fast import (
 )
 from fluxor_fast.errors import RouteError
 from fluxor_fast.server.heads import Limits
-from fluxor_fast.server.streaming import HIGH, PIECES, REST, AnswerWriter, BodyStream
+from fluxor_fast.server.streaming import (
+    AT_A_TURN,
+    HIGH,
+    PIECES,
+    REST,
+    YIELD,
+    AnswerWriter,
+    BodyStream,
+)
 from tests.support.inprocess import Client, head, in_loop, post, serving, turns, until
 from tests.support.seeds import cut, seeded, single
 
@@ -524,6 +532,28 @@ async def test_a_stream_to_a_fast_reader_lets_others_run() -> None:
             assert (await other.get(f"/n/{n}")).json() == {"n": n}
         reading.cancel()
         await asyncio.wait([reading])
+
+
+@in_loop
+async def test_streams_that_began_together_held_up_the_loop_for_seconds() -> None:
+    """Each wrote its share in every turn of the loop: with thousands others got no turn."""
+    app, stage = make_app()
+    async with serving(app) as server:
+        clients = [await server.connect() for _ in range(40)]
+        for client in clients:
+            await client.send(head("/endless"))
+        await until(lambda: stage.given > 40 * YIELD, "all have begun")
+        most = 0
+        for _ in range(60):
+            before = stage.given
+            await asyncio.sleep(0)
+            most = max(most, stage.given - before)
+        # a share, the piece with which it is full, and the one behind it; not those of all
+        assert 0 < most <= AT_A_TURN * (YIELD + 2 * len(PIECE)) < 10 * YIELD
+        for client in clients[:20]:  # who leaves while it waits for its turn takes nobody else's
+            client.reset()
+        before = stage.given
+        await until(lambda: stage.given > before + 20 * YIELD, "the others go on")
 
 
 @in_loop
