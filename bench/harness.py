@@ -355,10 +355,14 @@ class Server:
             time.sleep(0.05)
         raise Failed(f"{self.name} was not ready after {READY_SECONDS:g} s: {self.tail()}")
 
+    def said(self) -> str:
+        """Return all that the server has said."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
+
     def tail(self) -> str:
         """Return the last lines of what the server has said."""
-        self._log.seek(0)
-        return " | ".join(self._log.read().decode(errors="replace").split("\n")[-6:]).strip(" |")
+        return " | ".join(self.said().split("\n")[-6:]).strip(" |")
 
     @property
     def alive(self) -> bool:

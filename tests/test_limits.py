@@ -298,6 +298,101 @@ async def test_who_reads_an_answer_too_slowly_is_cut_off_and_its_permit_is_free(
         assert seconds > GRACE
 
 
+async def all_there_is(client: Client) -> tuple[int, bool]:
+    """Read to the end; return how many bytes came, and whether the end was a reset."""
+    count = 0
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(5):
+        try:
+            while data := await loop.sock_recv(client.sock, 65_536):
+                count += len(data)
+        except ConnectionResetError:
+            return count, True
+    return count, False
+
+
+@in_loop
+async def test_the_kernel_kept_megabytes_for_a_reader_that_was_cut_off() -> None:
+    """It would keep them until they are read: who does not read is reset."""
+    async with serving(make_app()[0], timeouts=RATES) as server:
+        client, protocol = await slow_reader(server)
+        kept = unsent(protocol.transport) - protocol.transport.get_write_buffer_size()
+        server.check(31)
+        assert protocol.closed or protocol.transport.is_closing()
+        await until(lambda: not server.service.open, "it is gone")
+        came, reset = await all_there_is(client)
+        assert reset
+        assert came < kept // 2  # what was in its own window already
+
+
+async def idle_with_unread_answer(server: Server) -> tuple[Client, HttpProtocol]:
+    """Return a client that has not read an answer which the kernel has taken whole."""
+    server.app.state.fits = b"x" * 300_000
+    before = set(server.service.open)
+    client = await server.connect(receive_buffer=4096)
+    await until(lambda: server.service.open - before, "the server takes the connection")
+    (protocol,) = server.service.open - before
+    assert isinstance(protocol, HttpProtocol)
+    await client.send(head("/fits"))
+    await until(lambda: unsent(protocol.transport), "the answer is with the kernel")
+    await turns()
+    assert not protocol.write_paused
+    assert protocol.current is None
+    return client, protocol
+
+
+def app_that_fits() -> App:
+    app = App()
+
+    @app.get("/fits")
+    def fits(request: Request) -> bytes:
+        data: bytes = request.app.state.fits
+        return data
+
+    return app
+
+
+@in_loop
+async def test_an_idle_connection_whose_answer_is_not_read_is_reset() -> None:
+    async with serving(app_that_fits(), timeouts=RATES) as server:
+        client, protocol = await idle_with_unread_answer(server)
+        for _ in range(75 + GRACE + 1):
+            server.check(1)
+            assert not protocol.transport.is_closing()
+        server.check(1)
+        await until(lambda: not server.service.open, "it is gone")
+        came, reset = await all_there_is(client)
+        assert reset
+        assert came < 100_000
+
+
+@in_loop
+async def test_an_idle_connection_whose_answer_is_still_being_read_gets_it_whole() -> None:
+    async with serving(app_that_fits(), timeouts=RATES) as server:
+        client, protocol = await idle_with_unread_answer(server)
+        server.check(76)
+        for _ in range(GRACE):
+            await read(client, protocol, 10_000)
+            server.check(1)
+        assert not protocol.transport.is_closing()
+        await read(client, protocol, 10_000)
+        server.check(1)
+        await until(lambda: not server.service.open, "its place is free")
+        came, reset = await all_there_is(client)
+        assert not reset
+        assert came > 300_000 - 10_000 * (GRACE + 1)
+
+
+@in_loop
+async def test_an_idle_connection_that_has_read_all_is_closed_at_once() -> None:
+    async with serving(app_that_fits(), timeouts=RATES) as server:
+        client, protocol = await idle_with_unread_answer(server)
+        await client.answer()
+        await until(lambda: not unsent(protocol.transport), "it is acknowledged")
+        server.check(76)
+        assert await client.at_end()
+
+
 @in_loop
 async def test_who_reads_well_is_not_cut_off_though_the_kernel_takes_nothing_for_a_while() -> None:
     """The kernel lets us write on when a third of its buffer is free: that may take a minute."""

@@ -7,6 +7,7 @@ add up?
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,7 +27,15 @@ from fluxor_fast import (
 )
 from fluxor_fast.errors import RouteError
 from fluxor_fast.server.heads import Limits
-from fluxor_fast.server.streaming import HIGH, PIECES, REST
+from fluxor_fast.server.streaming import (
+    AT_A_TURN,
+    HIGH,
+    PIECES,
+    REST,
+    YIELD,
+    AnswerWriter,
+    BodyStream,
+)
 from tests.support.inprocess import Client, head, in_loop, post, serving, turns, until
 from tests.support.seeds import cut, seeded, single
 
@@ -523,6 +532,28 @@ async def test_a_stream_to_a_fast_reader_lets_others_run() -> None:
             assert (await other.get(f"/n/{n}")).json() == {"n": n}
         reading.cancel()
         await asyncio.wait([reading])
+
+
+@in_loop
+async def test_streams_that_began_together_held_up_the_loop_for_seconds() -> None:
+    """Each wrote its share in every turn of the loop: with thousands others got no turn."""
+    app, stage = make_app()
+    async with serving(app) as server:
+        clients = [await server.connect() for _ in range(40)]
+        for client in clients:
+            await client.send(head("/endless"))
+        await until(lambda: stage.given > 40 * YIELD, "all have begun")
+        most = 0
+        for _ in range(60):
+            before = stage.given
+            await asyncio.sleep(0)
+            most = max(most, stage.given - before)
+        # a share, the piece with which it is full, and the one behind it; not those of all
+        assert 0 < most <= AT_A_TURN * (YIELD + 2 * len(PIECE)) < 10 * YIELD
+        for client in clients[:20]:  # who leaves while it waits for its turn takes nobody else's
+            client.reset()
+        before = stage.given
+        await until(lambda: stage.given > before + 20 * YIELD, "the others go on")
 
 
 @in_loop
@@ -1333,3 +1364,29 @@ async def test_clients_that_go_at_random_points_leave_nothing_behind() -> None:
 
         await until(gone, "all permits are back")
         await until(lambda: not server.service.open, "all connections are gone")
+
+
+@pytest.mark.parametrize("wire", [post("/up", b"0123456789")[:-5], head("/gated/never")])
+@in_loop
+async def test_streams_whose_client_went_away_held_themselves(wire: bytes) -> None:
+    """By the exception that ended them: with tens of thousands the memory grew by 80 MB."""
+    app, stage = make_app()
+    async with serving(app) as server:
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)  # what only the collector frees is kept, to be seen
+        gc.disable()
+        try:
+            client = await server.connect()
+            await client.send(wire)
+            await until(lambda: stage.given or stage.log, "it streams")
+            client.reset()
+            await until(lambda: server.runner.busy == 0, "it is over")
+            stage.log.clear()  # the handler's own exception
+            await turns()
+            gc.collect()
+            found = [one for one in gc.garbage if isinstance(one, AnswerWriter | BodyStream)]
+        finally:
+            gc.set_debug(0)
+            gc.enable()
+            gc.garbage.clear()
+        assert found == []

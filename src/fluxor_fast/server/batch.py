@@ -53,7 +53,7 @@ from fluxor_fast.server.admission import SharedLimit, Thresholds
 from fluxor_fast.server.counters import Counters
 from fluxor_fast.server.queueing import WaitingQueue
 from fluxor_fast.server.refusal import Pacer, Refusals
-from fluxor_fast.server.streaming import CLOSE, AnswerWriter
+from fluxor_fast.server.streaming import CLOSE, AnswerWriter, Turns
 
 if TYPE_CHECKING:
     from fluxor_fast.server.protocol import HttpProtocol
@@ -140,6 +140,7 @@ class BatchRunner:
         self.counters = Counters(region)
         self.refusals = Refusals()
         self.pacer = Pacer(pause)
+        self.turns = Turns(call_soon)  # of the answers that come in pieces
 
         self._ready = WaitingQueue(deadline, target, interval)  # synchronous, admitted
         self._waiting = WaitingQueue(deadline, target, interval)  # in want of a slot

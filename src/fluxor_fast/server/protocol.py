@@ -30,6 +30,7 @@ import asyncio
 import sys
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
 
@@ -43,7 +44,7 @@ from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
 from fluxor_fast.server.streaming import CONTINUE, AnswerWriter, BodyStream
-from fluxor_fast.server.sweep import unsent
+from fluxor_fast.server.sweep import forget_unsent, unsent
 
 __all__ = ["LINGER", "Behind", "HttpProtocol", "Open", "Service", "Timeouts"]
 
@@ -425,7 +426,7 @@ class HttpProtocol(asyncio.Protocol):
         try:
             piece = reader.piece(BURST)
         except HTTPError as error:
-            body.fail(error)
+            body.fail(partial(HTTPError, error.status, error.message, code=error.code))
             return False
         if piece:
             body.feed(piece)
@@ -675,7 +676,7 @@ class HttpProtocol(asyncio.Protocol):
                 and timeouts.write_rate
                 and self._unsent - self._unread() < timeouts.write_rate * waited
             ):
-                self.abort()
+                self._reset()
         elif self.current is not None:
             return
         elif self._closing:
@@ -691,7 +692,32 @@ class HttpProtocol(asyncio.Protocol):
             elif in_body and age > GRACE and self._reader.received < timeouts.body_rate * age:
                 self._refuse(HTTPError(408, "the body of the request comes too slowly"))
         elif age > timeouts.keep_alive:
+            self._end_idle(tick)
+
+    def _end_idle(self, tick: int) -> None:
+        """Close an idle connection; reset it if its client takes in no more of its answers.
+
+        All of them are with the kernel, which would keep them (see ``forget_unsent``). Whether
+        the client still reads shows only after a while.
+        """
+        unread = self._unread()
+        rate = self.service.timeouts.write_rate
+        if not (unread and rate):
             self.close_idle()
+        elif self._since_write <= self.since:  # the first look
+            self._since_write = tick
+            self._unsent = unread
+        elif (waited := tick - self._since_write) > GRACE:
+            if self._unsent - unread < rate * waited:
+                self._reset()
+            else:
+                self.close_idle()
+
+    def _reset(self) -> None:
+        """Drop the connection of a client that does not read, and what it was to read."""
+        if not self.closed:
+            forget_unsent(self.transport)
+            self.abort()
 
     def _take_one_more(self) -> None:
         """Have the next request be the last: its answer says so (RFC 9112, section 9.6).

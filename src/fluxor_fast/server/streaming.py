@@ -13,7 +13,8 @@ Rules for answers:
 2. What is written is framed here (RFC 9112, section 6.3): a length that is kept to, chunks, or the
    end of the connection.
 3. An iterator that always has more still lets others run: after ``YIELD`` bytes, of which each
-   piece counts some more than it has, the loop goes round.
+   piece counts some more than it has, it waits for its turn (``Turns``). A loop turn has some of
+   them: thousands that all wrote in one would hold it up for seconds.
 
 Rules for requests:
 
@@ -33,7 +34,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,7 +46,7 @@ from fluxor_fast.http.streaming import BodySender
 if TYPE_CHECKING:
     from fluxor_fast.server.protocol import HttpProtocol
 
-__all__ = ["CLOSE", "CONTINUE", "AnswerWriter", "BodyStream"]
+__all__ = ["CLOSE", "CONTINUE", "AnswerWriter", "BodyStream", "Turns"]
 
 log = logging.getLogger("fluxor_fast.server")
 
@@ -56,6 +58,8 @@ REST: Final = 64 * 1024
 YIELD: Final = 64 * 1024
 PIECE: Final = 1024
 """What a piece counts beside its bytes."""
+AT_A_TURN: Final = 4
+"""Streams that go on in a turn of the loop: a quarter of a megabyte in all."""
 
 
 class BodyStream:
@@ -72,7 +76,9 @@ class BodyStream:
         self.full = False  # they are too many
         self.complete = False
         self._pieces: deque[bytes] = deque()
-        self._error: Exception | None = None  # why no more comes
+        # why no more comes: made anew whenever it is raised, as an exception that was raised keeps
+        # the frames it left, and they would keep this
+        self._error: Callable[[], Exception] | None = None
         self._expected = head.expects_continue  # the client waits to be asked
         self._asked = False  # …and the handler wants it to be
         self._late = False  # …which it cannot be any more
@@ -98,15 +104,18 @@ class BodyStream:
         self.complete = True
         self._leave()
 
-    def fail(self, error: Exception) -> None:
-        """Note that no more comes of the body; the connection can serve nothing after it."""
+    def fail(self, error: Callable[[], Exception]) -> None:
+        """Note that no more comes of the body; the connection can serve nothing after it.
+
+        :param error: returns what is raised to who asks for more.
+        """
         self._error = error
         self._leave()
         self._connection.end_after_answers()
 
     def lost(self) -> None:
         """Note that the client is gone, or sends nothing more."""
-        self.fail(ClientDisconnected())
+        self.fail(ClientDisconnected)
 
     def wake(self) -> None:
         """Ask the client for the body if that is wanted and it is the turn."""
@@ -124,7 +133,7 @@ class BodyStream:
             return
         self._waited += elapsed
         if self._waited > connection.service.timeouts.body:
-            self.fail(HTTPError(408, "the body of the request took too long"))
+            self.fail(partial(HTTPError, 408, "the body of the request took too long"))
 
     def _leave(self) -> None:
         connection = self._connection
@@ -143,7 +152,7 @@ class BodyStream:
             if self.complete:
                 return b""
             if self._error is not None:
-                raise self._error
+                raise self._error()
             if self._waiter is not None:
                 raise RuntimeError("the body is being read already")
             self._asked = True
@@ -182,8 +191,43 @@ class BodyStream:
         elif full:
             connection.go_on()
         if self._error is None:
-            self._error = RuntimeError("the request is answered: its body is not read any more")
+            self._error = partial(
+                RuntimeError, "the request is answered: its body is not read any more"
+            )
         return self._ends
+
+
+class Turns:
+    """Lets the streams of a worker go on in order, ``AT_A_TURN`` in a turn of the loop."""
+
+    __slots__ = ("_call_soon", "_waiting")
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self._call_soon = call_soon
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more wait than go on in the next turn: who begins has to wait as well."""
+        return len(self._waiting) >= AT_A_TURN
+
+    async def next(self) -> None:
+        """Wait for the next turn."""
+        future = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._call_soon(self._go)
+        self._waiting.append(future)
+        await future
+
+    def _go(self) -> None:
+        waiting, left = self._waiting, AT_A_TURN
+        while waiting and left:
+            future = waiting.popleft()
+            if not future.done():  # its client has left
+                future.set_result(None)
+                left -= 1
+        if waiting:
+            self._call_soon(self._go)
 
 
 class AnswerWriter:
@@ -241,6 +285,7 @@ class AnswerWriter:
             return None
         finally:
             connection.streams = tuple(one for one in connection.streams if one is not self)
+            self._task = None  # one that is cancelled keeps its frames, and they would keep this
             await self._close()
 
     def _frame(self, block: bytes, line: bytes) -> bytes:
@@ -331,7 +376,10 @@ class AnswerWriter:
         if not data:
             return  # as a chunk it would be the end of the body
         self.sent(len(data))
+        turns = self._connection.runner.turns
         if not self.began or self._connection.closed:
+            if turns.crowded:
+                await turns.next()
             await self._ready()
         self._put(data)
         if self._connection.write_paused:
@@ -341,7 +389,7 @@ class AnswerWriter:
         self._pieces += len(data) + PIECE
         if self._pieces >= YIELD:
             self._pieces = 0
-            await asyncio.sleep(0)
+            await turns.next()
 
     async def drained(self) -> None:
         """Wait until all that was written is with the kernel."""

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import struct
 import termios
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
-__all__ = ["sweep", "unsent"]
+__all__ = ["forget_unsent", "sweep", "unsent"]
+
+_AT_ONCE = struct.pack("ii", 1, 0)
+"""``struct linger``: on, for no time."""
 
 
 class Swept(Protocol):
@@ -51,11 +56,24 @@ def unsent(transport: Any) -> int:
     first alone may stand still for a minute.
     """
     waiting = int(transport.get_write_buffer_size())
-    socket = transport.get_extra_info("socket")
-    if socket is not None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
         try:
-            raw = fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4))
+            raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
         except (OSError, ValueError):  # closed, or of a kind that cannot tell
             return waiting
         waiting += struct.unpack("i", raw)[0]
     return waiting
+
+
+def forget_unsent(transport: Any) -> None:
+    """Have the end of ``transport`` be a reset, which takes what waits in the kernel with it.
+
+    Else the kernel keeps the socket in FIN-WAIT-1 with all that the client has not taken in,
+    megabytes of it, for as long as the client answers its probes, and no limit of ours counts
+    it any more (socket(7), ``SO_LINGER``; nginx has ``reset_timedout_connection`` for this).
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with suppress(OSError):  # closed already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
