@@ -242,12 +242,15 @@ class Worker:
     def _factory(self, service: Service) -> Callable[[], asyncio.Protocol]:
         """Return what makes the protocol object of a new connection."""
         certificates = self.certificates
-        if certificates is not None:
-            return lambda: Handshake(service, certificates)
+        tls = certificates is not None
+
+        def served() -> HttpProtocol | Handshake:
+            return HttpProtocol(service) if certificates is None else Handshake(service, certificates)
+
         if not self.settings.server.proxy_protocol:
-            return lambda: HttpProtocol(service)
+            return served
         complaints = Complaints()
-        return lambda: ProxiedProtocol(service, complaints, lambda: HttpProtocol(service))
+        return lambda: ProxiedProtocol(service, complaints, served, tls=tls)
 
     async def _listen(
         self,
