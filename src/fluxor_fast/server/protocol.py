@@ -42,14 +42,12 @@ from fluxor_fast.server.clients import ClientLimit, Place
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
-from fluxor_fast.server.streaming import CONTINUE, AnswerWriter, BodyStream
+from fluxor_fast.server.streaming import CONTINUE, GRACE, AnswerWriter, BodyStream
 from fluxor_fast.server.sweep import unsent
 
 __all__ = ["LINGER", "Behind", "HttpProtocol", "Open", "Service", "Timeouts"]
 
 LINGER: Final = 2
-GRACE: Final = 5
-"""Seconds before it is judged how fast a client sends or reads."""
 BURST: Final = 512
 """Chunks read at one go: a read may be full of tiny ones, and would hold up the loop."""
 

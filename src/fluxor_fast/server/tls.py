@@ -174,6 +174,8 @@ def _build(settings: TlsSettings) -> Context:
             problems.append(
                 f"tls.client_ca: {settings.client_ca} holds no certificates in PEM form"
             )
+        except OSError as error:  # it was there a moment ago
+            problems.append(f"tls.client_ca: {settings.client_ca} cannot be read: {error.strerror}")
     if certificate is not None and not problems:
         problems += _load_chain(context, settings, texts)
     if problems:
@@ -210,6 +212,8 @@ def _load_chain(context: Context, settings: TlsSettings, texts: dict[str, str]) 
             reason = error.reason.replace("_", " ").lower()
             return [f"tls.certificate: {settings.certificate} cannot be used: {reason}"]
         return [f"{name}: {path} holds no private key that can be read"]
+    except OSError as error:  # they were there a moment ago
+        return [f"{name}: {settings.certificate} or {path} cannot be read: {error.strerror}"]
     except ValueError as error:  # a password of more than 1,024 bytes
         return [f"tls.key_password_file: {settings.key_password_file}: {error}"]
     return []
@@ -217,7 +221,11 @@ def _load_chain(context: Context, settings: TlsSettings, texts: dict[str, str]) 
 
 def _warn(settings: TlsSettings, pem: str) -> None:
     """Warn of a certificate that clients will not accept for its dates."""
-    begins, ends = validity(ssl.PEM_cert_to_DER_cert(pem))
+    try:
+        begins, ends = validity(ssl.PEM_cert_to_DER_cert(pem))
+    except ValueError:  # OpenSSL takes what it cannot read as a date, too
+        log.warning("tls.certificate: %s has dates that are malformed", settings.certificate)
+        return
     now = datetime.now(UTC)
     if now > ends:
         log.warning("tls.certificate: %s expired on %s", settings.certificate, f"{ends:%Y-%m-%d}")

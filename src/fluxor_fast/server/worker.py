@@ -242,15 +242,16 @@ class Worker:
     def _factory(self, service: Service) -> Callable[[], asyncio.Protocol]:
         """Return what makes the protocol object of a new connection."""
         certificates = self.certificates
-        tls = certificates is not None
 
         def served() -> HttpProtocol | Handshake:
-            return HttpProtocol(service) if certificates is None else Handshake(service, certificates)
+            if certificates is None:
+                return HttpProtocol(service)
+            return Handshake(service, certificates)
 
         if not self.settings.server.proxy_protocol:
             return served
         complaints = Complaints()
-        return lambda: ProxiedProtocol(service, complaints, served, tls=tls)
+        return lambda: ProxiedProtocol(service, complaints, served, tls=certificates is not None)
 
     async def _listen(
         self,
