@@ -8,10 +8,12 @@ Rules:
 2. Files are looked at about once a second and read when they have been at rest from one look to
    the next, so what is half written is rarely seen. What cannot be used is logged once and the
    old context stays, until the files change again: a new certificate waits for its key.
-3. The arbiter makes the first context, before the first fork. So all workers have the same ticket
-   keys, and a client may resume its session with any of them. From the first reload on each
-   worker has its own: a ticket of another worker then costs a full handshake, no more. Of clients
-   of TLS 1.2 that take no tickets OpenSSL keeps the last 20,480 sessions of each worker.
+3. The arbiter makes the first context, before the first fork, and follows the files as workers
+   do: one that is replaced while they are broken has the last that were good. At the start all
+   workers have the same ticket keys, and a client may resume its session with any of them. From
+   the first reload on each worker has its own: a ticket of another worker then costs a full
+   handshake, no more. Of clients of TLS 1.2 that take no tickets OpenSSL keeps the last 20,480
+   sessions of each worker.
 4. TLS 1.2 at least (RFC 8996), no compression, no renegotiation, forward secrecy only (the
    ciphers that Python allows by default), ALPN ``http/1.1`` (RFC 7301). With client certificates
    no TLS 1.3 tickets are given, so that each handshake looks at the certificate.

@@ -201,7 +201,7 @@ class Worker:
         # libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
         # milliseconds: with one listener, a health check behind a thousand new connections waits
         # seconds. Each further handle costs a new connection one more look at the listener.
-        if self.certificates is not None:  # the arbiter's are of its start
+        if self.certificates is not None:  # the arbiter's may be of a second ago
             self.certificates.refresh(at_rest=False)
         factory = self._factory(service)
         servers = [
