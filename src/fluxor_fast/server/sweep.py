@@ -3,12 +3,15 @@
 Most looks find nothing due and cost a fraction of a microsecond. But connections that were
 opened together are due together, and ending one costs tens of microseconds. So after a few
 milliseconds the loop goes round once, and the sweep goes on where it was.
+
+All timeouts hang on this one task, so a look that fails ends its connection, never the sweep.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import struct
 import termios
 from collections.abc import Callable, Iterable
@@ -16,6 +19,8 @@ from time import monotonic
 from typing import Any, Protocol
 
 __all__ = ["sweep", "unsent"]
+
+log = logging.getLogger("fluxor_fast.server")
 
 
 class Swept(Protocol):
@@ -25,6 +30,9 @@ class Swept(Protocol):
 
     def check(self, tick: int) -> None:
         """End the connection if it has outlived a timeout."""
+
+    def abort(self) -> None:
+        """Drop the connection."""
 
 
 async def sweep(
@@ -37,7 +45,11 @@ async def sweep(
     until = clock() + seconds
     for connection in list(connections):
         if not connection.closed:  # it may be gone since the list was made
-            connection.check(tick)
+            try:
+                connection.check(tick)
+            except Exception:
+                log.exception("a connection could not be looked at, and is dropped")
+                connection.abort()
         if clock() >= until:
             await asyncio.sleep(0)
             until = clock() + seconds
