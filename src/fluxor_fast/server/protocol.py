@@ -435,6 +435,7 @@ class HttpProtocol(asyncio.Protocol):
                 self.runner.call_soon(self._resume)
             return False
         self._body = None
+        self._held += body.buffered
         body.end()
         self._closing = not body.keep_alive
         return not self._closing
