@@ -142,6 +142,7 @@ class HttpProtocol(asyncio.Protocol):
         "_kept",
         "_left",
         "_made",
+        "_more",
         "_out",
         "_paced",
         "_paused",
@@ -178,6 +179,7 @@ class HttpProtocol(asyncio.Protocol):
         self.closed = False
         self.write_paused = False
         self._closing = False  # nothing more is read as a request
+        self._more = False  # …though more has come
         self._eof = False  # the client has said that it sends nothing more
         self._paused = False  # the socket is not read
         self._paced = False  # …because a request on it was refused
@@ -287,6 +289,7 @@ class HttpProtocol(asyncio.Protocol):
             if not self._closing and self._take_heads(data, head):
                 return
         if self._closing:
+            self._more = True
             return
         reader = self._reader
         if reader is None:
@@ -528,7 +531,9 @@ class HttpProtocol(asyncio.Protocol):
         elif self.ends or not last.head.keep_alive or self.runner.draining or self._eof:
             # one that we end may have sent more already: closed at once, it would be reset
             self._hang_up(
-                linger=self._left is not None or (self._reader is not None and self._reader.partial)
+                linger=self._left is not None
+                or self._more
+                or (self._reader is not None and self._reader.partial)
             )
         elif self._paused:
             self._resume()
