@@ -23,7 +23,7 @@ from fluxor_fast.server.batch import POLL, BatchRunner
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
-from tests.support.inprocess import head, in_loop, make_runner, until
+from tests.support.inprocess import head, in_loop, make_runner, serving, until
 from tests.support.seeds import seeded
 
 
@@ -943,3 +943,28 @@ def test_a_request_cut_off_by_the_end_of_input_is_not_answered_behind_the_close(
     bench.runner.tick += 60
     protocol.check(bench.runner.tick)
     assert protocol.transport.written == []
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "blocking"])
+@in_loop
+async def test_a_handler_whose_own_wait_was_cancelled_fails_as_any(kind: str) -> None:
+    """It took the permits of its whole batch with it, and its client got no answer."""
+    app = App()
+
+    def fails(request: Request) -> None:
+        raise asyncio.CancelledError
+
+    async def fails_too(request: Request) -> None:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    handler: Any = fails_too if kind == "async" else fails
+    app.get("/", blocking=kind == "blocking")(handler)
+    app.get("/good")(lambda request: {})
+    async with serving(app) as server:
+        client, other = await server.connect(), await server.connect()
+        await asyncio.gather(client.send(head("/") * 2), other.send(head("/good")))
+        for _ in range(2):
+            assert (await client.answer()).status == 500
+        assert (await other.answer()).status == 200

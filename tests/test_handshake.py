@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import ssl
@@ -29,7 +30,7 @@ from tests.support.inprocess import (
     turns,
     until,
 )
-from tests.support.seeds import seeded
+from tests.support.seeds import cut, seeded
 from tests.test_protocol import BIG, Gates, make_app
 
 Tls = tuple[Certificates, ssl.SSLContext]
@@ -455,3 +456,142 @@ async def test_new_connections_get_the_new_certificate_and_old_ones_go_on(
         assert shown(new) != shown(old)
         for client in (old, new, old):
             assert (await client.get("/")).status == 200
+
+
+@in_loop
+async def test_handshakes_count_as_their_clients_connections(tls: Tls) -> None:
+    """One address could take all places with handshakes that it never went on with."""
+    async with serving(make_app()[0], tls=tls, max_connections_per_client=2) as server:
+        silent = [await server.connect_plainly() for _ in range(2)]
+        await until(lambda: len(server.service.open) == 2, "they hold their places")
+        for _ in range(3):
+            assert await (await server.connect_plainly()).at_end()
+        assert sum(server.memory.connections) == 2
+        assert server.counters()["client"] == 3
+        silent[0].reset()
+        await until(lambda: len(server.service.open) == 1, "the first is gone")
+        served = await server.connect()
+        assert (await served.get("/")).status == 200
+        assert await (await server.connect_plainly()).at_end()  # it still counts
+        served.close()
+        silent[1].close()
+        await nobody(server)
+        assert not any(server.memory.clients)
+
+
+@in_loop
+async def test_a_reload_in_the_middle_of_an_accept_does_not_mix_up_connections(
+    tls: Tls, authority: Authority, pair: tuple[Path, Path]
+) -> None:
+    """The failure of one handshake could be told to the one before, whose stream then ended."""
+
+    class Reloading:
+        """Has a new context each time it is asked: as if files changed at the worst moment."""
+
+        @property
+        def context(self) -> ssl.SSLContext:
+            settings = TlsSettings(certificate=pair[0], key=pair[1], minimum="1.3")
+            return Certificates(settings).context
+
+    app = make_app()[0]
+    async with serving(app, tls=(Reloading(), tls[1])) as server:  # type: ignore[arg-type]
+        client = await server.connect()
+        assert (await client.get("/")).status == 200
+        old = authority.client()
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        server.tls = server.tls[0], old  # type: ignore[index]
+        with pytest.raises(ssl.SSLError, match="alert"):
+            await server.connect()
+        assert (await client.get("/")).status == 200
+
+
+# behind a PROXY header
+
+PROXY = b"PROXY TCP4 203.0.113.9 192.0.2.1 56324 443\r\n"
+BEHIND: dict[str, Any] = {"proxy_protocol": True, "trusted_proxies": ("127.0.0.0/8",)}
+
+
+def asked_app() -> App:
+    app = App()
+
+    @app.get("/")
+    def who(request: Request) -> dict[str, str]:
+        return {"client": request.client, "scheme": request.scheme}
+
+    return app
+
+
+@pytest.mark.parametrize("together", [True, False])
+@in_loop
+async def test_tls_behind_a_proxy_header(tls: Tls, together: bool) -> None:
+    async with serving(asked_app(), tls=tls, **BEHIND) as server:
+        if together:  # header and hello in one packet
+            plain = await server.connect_plainly()
+            client = TlsClient(plain.sock, tls[1])
+            with pytest.raises(ssl.SSLWantReadError):
+                client.tls.do_handshake()
+            await plain.send(PROXY + client._outgoing.read())
+            await client.shake_hands()
+        else:
+            client = await server.connect(first=PROXY)  # type: ignore[assignment]
+        for _ in range(2):
+            answer = await client.get("/")
+            assert answer.json() == {"client": "203.0.113.9", "scheme": "https"}
+        client.close()
+        await nobody(server)
+
+
+@in_loop
+async def test_tls_behind_a_proxy_header_counts_the_client_it_names(tls: Tls) -> None:
+    knobs = BEHIND | {"max_connections_per_client": 1}
+    async with serving(asked_app(), tls=tls, **knobs) as server:
+        silent = await server.connect_plainly()
+        await silent.send(PROXY)
+        await until(lambda: any(server.memory.clients), "it is counted")
+        second = await server.connect_plainly()
+        await second.send(PROXY)
+        assert await second.at_end()
+        other = await server.connect(first=PROXY.replace(b".9 ", b".10 "))
+        assert (await other.get("/")).json()["client"] == "203.0.113.10"
+        silent.reset()
+        await until(lambda: len(server.service.open) == 1, "the first is gone")
+        assert (await (await server.connect(first=PROXY)).get("/")).status == 200
+
+
+@in_loop
+async def test_without_a_place_what_wants_tls_gets_no_plain_answer(tls: Tls) -> None:
+    async with serving(asked_app(), tls=tls, max_connections=1, **BEHIND) as server:
+        await server.connect_plainly()
+        await until(lambda: server.service.open, "it holds the place")
+        client = await server.connect_plainly()
+        assert await client.at_end()
+        assert not client.buffer
+        assert server.counters()["connections"] == 1
+
+
+@in_loop
+async def test_megabytes_behind_a_proxy_header_are_no_fault_of_ours(tls: Tls) -> None:
+    """More than uvloop's buffer came before its TLS had begun."""
+    async with serving(asked_app(), tls=tls, **BEHIND) as server:
+        client = await server.connect_plainly()
+        first = PROXY + hello(tls[1])
+        with contextlib.suppress(ConnectionError):  # what is behind the hello is no TLS
+            await client.send(first + bytes(4_000_000))
+        client.close()
+        await nobody(server)
+        assert (await (await server.connect(first=PROXY)).get("/")).status == 200
+
+
+@in_loop
+async def test_clients_that_leave_behind_a_proxy_header_leave_nothing_behind(tls: Tls) -> None:
+    rng = seeded("leaving behind a PROXY header")
+    whole = PROXY + hello(tls[1])
+    knobs = BEHIND | {"max_connections_per_client": 500}
+    async with serving(asked_app(), tls=tls, **knobs) as server:
+        for _ in range(200):
+            client = await server.connect_plainly()
+            await client.send_pieces(cut(whole[: rng.randint(0, len(whole))], rng))
+            with contextlib.suppress(OSError):  # it may have been closed by the server
+                rng.choice((client.close, client.reset, client.shut))()
+        await nobody(server)
+        assert not any(server.memory.clients)

@@ -22,6 +22,7 @@ from fluxor_fast.server import worker as worker_module
 from fluxor_fast.server.framing import Reader
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import BURST, GRACE, HttpProtocol, Timeouts
+from fluxor_fast.server.streaming import BodyStream
 from fluxor_fast.server.sweep import unsent
 from fluxor_fast.server.worker import Worker
 from tests.support.inprocess import Client, Server, head, in_loop, post, serving, turns, until
@@ -671,6 +672,32 @@ async def test_bodies_behind_one_request_are_not_all_taken_in() -> None:
         assert answers.count(503) >= 2
         await sending
         assert (await client.get("/")).status == 200
+
+
+@in_loop
+async def test_streamed_bodies_that_nobody_reads_are_not_all_taken_in() -> None:
+    """32 bodies of what one read brings, 8 MB, waited for handlers that had not begun."""
+    app, gate = App(), asyncio.Event()
+
+    @app.post("/up", stream=True)
+    async def up(request: Request) -> dict[str, int]:
+        await gate.wait()
+        return {"size": len(await request.read())}
+
+    async with serving(app, limits=Limits(body=300_000)) as server:
+        client, protocol = await server.pair()
+        upload = post("/up", b"x" * 240_000)
+        given = 0
+        while not protocol.paused:
+            protocol.data_received(upload)  # each in one read, as when there is much to do
+            given += 1
+        assert protocol.order is not None
+        sources = [request.source for request in protocol.order]
+        held = sum(one.buffered for one in sources if isinstance(one, BodyStream))
+        assert 240_000 < held <= 300_000 + 2 * 256_000
+        gate.set()
+        assert await statuses(client, given) == [200] * given
+        assert (await client.get("/none")).status == 404
 
 
 @in_loop

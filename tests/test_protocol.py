@@ -1022,3 +1022,24 @@ async def test_the_client_is_the_first_from_the_right_that_is_no_trusted_proxy(
         assert (await connection.get("/client", *lines)).json() == {"client": client}
         halves = [f"X-Forwarded-For: {hop.strip()}" for hop in forwarded.split(",") if hop]
         assert (await connection.get("/client", *halves)).json() == {"client": client}
+
+
+@in_loop
+async def test_what_comes_behind_the_last_request_while_it_runs_does_not_reset_its_answer() -> None:
+    """It was thrown away, then forgotten: the close was at once, and more of it drew a reset."""
+    app, gates = make_app()
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        await client.send(head("/wait/a", "Connection: close"))
+        await until(lambda: gates.entered, "it runs")
+        await client.send(b"more")
+        await turns()
+        gates.open("a")
+        await until(lambda: protocol.current is None, "it is answered")
+        for _ in range(3):
+            await client.send(b"and more")
+            await turns()
+        assert not protocol.closed
+        assert [one.status for one in await client.rest()] == [200]
+        server.check(3)
+        await until(lambda: protocol.closed, "it is dropped")

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fluxor_fast import App, Request
+from fluxor_fast.config import Settings
 from fluxor_fast.middleware.access_log import access_log
+from fluxor_fast.observability.metrics import InstanceMetrics
+from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.proxied import Complaints
-from tests.support.inprocess import Client, head, in_loop, serving, turns, until
+from tests.support.inprocess import Client, head, in_loop, serving, trust, turns, until
 from tests.support.seeds import cut, seeded, single
 from tests.test_proxy_header import INVALID, UNIX, V4, V6, VALID, tls, v2
 
@@ -356,3 +360,31 @@ async def test_scheme_and_host() -> None:
         assert said == {"client": "127.0.0.1", "scheme": "http", "host": "target.example:81"}
         await client.send(b"GET /who HTTP/1.0\r\n\r\n")
         assert (await client.answer()).json()["host"] == ""
+
+
+@in_loop
+async def test_refused_headers_are_counted_by_their_reason() -> None:
+    async with serving(
+        make_app(), trusted_proxies=("127.0.0.1/32", "192.0.2.0/24"), proxy_protocol=True
+    ) as server:
+        for data in (b"GET / HTTP/1.1\r\n", b"PROXY TCP9\r\n", LINE[:20]):
+            client = await server.connect()
+            await client.send(data)
+            if data == LINE[:20]:
+                client.shut()
+            assert await client.at_end()
+        late = await server.connect()
+        await until(lambda: server.service.open, "it is there")
+        server.check(int(server.service.timeouts.head) + 1)
+        assert await late.at_end()
+        server.service.proxies = Proxies(trust("192.0.2.0/24"))
+        assert await (await server.connect()).at_end()
+        looks = await server.connect()  # a look whether we are there is no fault
+        looks.shut()
+        assert await looks.at_end()
+        await turns()
+        metrics = InstanceMetrics(server.memory, Settings().server.capacity).prometheus().decode()
+        counted = re.findall(r'http_proxy_headers_refused_total{reason="(\w+)"} (\d+)', metrics)
+        expected = {"untrusted": 2, "malformed": 2, "cut_off": 1, "timeout": 1}
+        assert {reason: int(count) for reason, count in counted} == expected
+        assert server.counters()["offered"] == 0  # nothing of it was a request

@@ -27,8 +27,10 @@ from fluxor_fast import (
 )
 from fluxor_fast.errors import RouteError
 from fluxor_fast.server.heads import Limits
+from fluxor_fast.server.protocol import Timeouts
 from fluxor_fast.server.streaming import (
     AT_A_TURN,
+    GRACE,
     HIGH,
     PIECES,
     REST,
@@ -150,6 +152,15 @@ def make_app() -> tuple[App, Stage]:
     async def no_bytes(request: Request) -> StreamingResponse:
         bad: Any = pieces(stage, 4711)  # type: ignore[arg-type]
         return StreamingResponse(bad)
+
+    @app.get("/cancelled/{after:int}")
+    async def cancelled(request: Request, after: int) -> StreamingResponse:
+        async def cancelling() -> AsyncIterator[bytes]:
+            for _ in range(after):
+                yield b"good"
+            raise asyncio.CancelledError
+
+        return StreamingResponse(cancelling())
 
     @app.get("/events")
     async def events(request: Request) -> EventStream:
@@ -589,6 +600,18 @@ async def test_an_iterator_that_fails_midway_ends_the_connection_without_the_las
         await until(lambda: server.counters()["aborted"] == 1, "it is counted")
 
 
+@in_loop
+async def test_an_iterator_whose_own_wait_was_cancelled_fails_as_any() -> None:
+    """The 500 must not stand in the middle of the body, nor the client be left without one."""
+    app, _stage = make_app()
+    async with serving(app) as server:
+        client = await server.connect()
+        assert (await client.get("/cancelled/0")).status == 500
+        await client.send(head("/cancelled/1"))
+        got = await cut_off(client)
+        assert got.endswith(b"4\r\ngood\r\n") and got.count(b"HTTP/1.1") == 1
+
+
 @pytest.mark.parametrize("path", ["/fails/0", "/number"])
 @in_loop
 async def test_an_iterator_that_fails_before_anything_was_sent_is_500(
@@ -744,7 +767,48 @@ async def test_waiting_for_the_socket_counts_as_a_client_that_takes_in_nothing()
         assert made[0].closed == 1
 
 
+@in_loop
+async def test_streams_that_wait_behind_another_keep_no_slots() -> None:
+    """A few connections could hold the slots of all, each with a pipeline behind an endless one."""
+    app, stage = make_app()
+    async with serving(app, slots=3) as server:
+        hog, other = await server.connect(), await server.connect()
+        await hog.send(head("/gated/hog") + head("/three") * 10)
+        await until(lambda: stage.log == ["hog"], "the first has begun")
+        await turns()
+        assert sum(server.memory.slots) == 1
+        assert server.permits == 11
+        stage.open("other")
+        await other.send(head("/wait/other"))
+        assert (await other.answer()).json() == {"waited": "other"}
+        stage.open("hog")
+        await opened(hog)
+        assert await chunks(hog) == [b"first,", b"last"]
+        for _ in range(10):
+            await opened(hog, 201)
+            assert len(await chunks(hog)) == 3
+
+
 # events
+
+
+@in_loop
+async def test_who_listens_to_events_takes_no_slot() -> None:
+    """As many listeners as there are slots stopped all other coroutines for good."""
+    app, stage = make_app()
+    async with serving(app, slots=2) as server:
+        listeners = [await server.connect() for _ in range(5)]
+        for client in listeners:
+            await client.send(head("/events"))
+            await opened(client)
+            assert await chunk(client) == b"data: first\n\n"
+        assert sum(server.memory.slots) == 0
+        assert server.permits == 5  # they are in the system
+        stage.open("other")
+        assert (await (await server.connect()).get("/wait/other")).status == 200
+        stage.open("events")
+        for client in listeners:
+            assert await chunks(client) == [b"data: last\n\n"]
 
 
 @in_loop
@@ -1134,6 +1198,51 @@ async def test_a_body_that_takes_too_long_is_408_in_the_handler() -> None:
         (answer,) = await client.rest()
         assert (answer.status, answer.headers["connection"]) == (408, "close")
         assert stage.log[-1].status == 408
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+@in_loop
+async def test_a_body_that_is_read_as_it_comes_must_come_at_the_least_rate(framing: str) -> None:
+    app, stage = make_app()
+    rates = Timeouts(head=10, body=30, keep_alive=75, write=30, body_rate=256)
+
+    def piece(size: int) -> bytes:
+        body = b"z" * size
+        return body if "Length" in framing else b"%x;%b\r\n%b\r\n" % (size, b"x" * 300, body)
+
+    async with serving(app, timeouts=rates) as server:
+        slow, fast = await server.connect(), await server.connect()
+        for client in (slow, fast):
+            await client.send(head("/up", framing, method="POST"))
+        for _ in range(GRACE + 1):
+            assert await slow.silent()
+            await slow.send(piece(200))
+            await fast.send(piece(256))
+            await turns()
+            server.check(1)
+        (answer,) = await slow.rest()
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+        assert "too slowly" in answer.json()["message"]
+        assert stage.log[-1].status == 408
+        assert await fast.silent()
+        server.check(1)
+        (answer,) = await fast.rest()
+        assert "too slowly" in answer.json()["message"]
+
+
+@in_loop
+async def test_a_handler_that_does_not_read_makes_its_client_neither_late_nor_slow() -> None:
+    app, stage = make_app()
+    rates = Timeouts(head=10, body=30, keep_alive=75, write=30, body_rate=100_000)
+    async with serving(app, timeouts=rates) as server:
+        client, protocol = await server.pair()
+        sending = asyncio.ensure_future(client.send(post("/first/a", b"z" * 1_000_000)))
+        await until(lambda: protocol.paused, "it is held up")
+        for _ in range(20):
+            server.check(1)
+        stage.open("a")
+        assert (await client.answer()).json() == {"length": 1_000_000}
+        await sending
 
 
 @in_loop

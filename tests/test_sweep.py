@@ -6,6 +6,8 @@ import asyncio
 import socket
 from typing import Any
 
+import pytest
+
 from fluxor_fast.server.sweep import sweep, unsent
 from tests.support.inprocess import in_loop, until
 
@@ -32,6 +34,9 @@ class Connection:
     def check(self, tick: int) -> None:
         self.ticks.append(tick)
         self.clock.now += self.cost
+
+    def abort(self) -> None:
+        self.closed = True
 
 
 async def run(connections: list[Connection], clock: Hand) -> list[float]:
@@ -109,3 +114,21 @@ def test_a_transport_without_a_socket_tells_its_own_buffer() -> None:
             return None
 
     assert unsent(Transport()) == 5
+
+
+@in_loop
+async def test_a_look_that_fails_ends_its_connection_and_not_the_sweep(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """All timeouts of a worker hang on the one task."""
+
+    class Broken(Connection):
+        def check(self, tick: int) -> None:
+            raise RuntimeError("broken")
+
+    clock = Hand()
+    broken, sound = Broken(clock, 0.0), Connection(clock, 0.0)
+    await run([broken, sound], clock)
+    assert broken.closed and not sound.closed
+    assert sound.ticks == [7]
+    assert len(caplog.records) == 1

@@ -7,13 +7,15 @@ import os
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from fluxor_fast.config import TlsSettings
 from fluxor_fast.errors import ConfigError
-from fluxor_fast.server.tls import Certificates, validity
+from fluxor_fast.server import tls as tls_module
+from fluxor_fast.server.tls import Certificates, Context, validity
 from tests.support.certificates import DAY, Authority, now
 
 Pair = tuple[Path, Path]
@@ -296,3 +298,46 @@ def test_a_new_client_ca_takes_the_place_of_the_old_one(
     assert [certificates.refresh() for _ in range(2)] == [False, True]
     (ca,) = certificates.context.get_ca_certs(binary_form=True)
     assert ca == der(theirs.path)
+
+
+@pytest.mark.parametrize("harm", ["certificate", "client_ca"])
+def test_files_that_vanish_while_they_are_read_keep_the_old_ones(
+    pair: Pair,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    harm: str,
+) -> None:
+    """What was raised then ended the sweep that looked: no timeout ever came again."""
+    with_ca = settings(pair, client_ca=authority.path, client_certificate="optional")
+    certificates = Certificates(with_ca)
+    before = certificates.context
+    path = pair[0] if harm == "certificate" else authority.path
+    path.write_bytes(path.read_bytes() + b"\n")
+    whole = path.read_bytes()
+
+    class Late(Context):
+        def load_verify_locations(self, *arguments: Any, **named: Any) -> None:
+            path.unlink()
+            super().load_verify_locations(*arguments, **named)
+
+    monkeypatch.setattr(tls_module, "Context", Late)
+    assert not certificates.refresh(at_rest=False)
+    assert "cannot be read: No such file" in caplog.text
+    assert certificates.context is before
+    monkeypatch.undo()
+    path.write_bytes(whole)
+    assert [certificates.refresh() for _ in range(2)] == [False, True]
+
+
+def test_dates_that_cannot_be_read_are_told_and_no_fault(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenSSL serves such a certificate; that we cannot warn must not end anything."""
+
+    def unreadable(der: bytes) -> None:
+        raise ValueError("time data does not match")
+
+    monkeypatch.setattr(tls_module, "validity", unreadable)
+    assert Certificates(settings(pair)).context
+    assert "has dates that are malformed" in caplog.text

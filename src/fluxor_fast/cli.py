@@ -72,9 +72,11 @@ def serve(app: str | None, config: Path | None, **options: Any) -> None:
     """Serve APP (module:attribute; by default the reference service) until told to stop."""
     settings = _load(config, app, options)
     configure(settings.observability.log_level)
-    worker_main = partial(run_worker, certificates=_certificates(settings))
+    certificates = _certificates(settings)
+    worker_main = partial(run_worker, certificates=certificates)
+    refresh = certificates.refresh if certificates is not None else lambda: None
     with _prepared(settings) as ready:
-        code = Arbiter(ready, worker_main, lambda place: _announce(ready, place)).run()
+        code = Arbiter(ready, worker_main, lambda place: _announce(ready, place), refresh).run()
     sys.exit(code)
 
 

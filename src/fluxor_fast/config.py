@@ -328,8 +328,6 @@ def _conflicts(settings: Settings) -> Iterator[str]:
     if server.proxy_protocol and not server.trusted_proxies and server.uds is None:
         yield "proxy_protocol: trusted_proxies must say whose PROXY headers count"
     tls = settings.tls
-    if tls.certificate is not None and server.proxy_protocol:
-        yield "tls.certificate and proxy_protocol: TLS behind a PROXY header is not served"
     if tls.certificate is None:
         for name in ("key", "key_password_file", "client_ca"):
             if getattr(tls, name) is not None:

@@ -101,7 +101,7 @@ def test_check_is_content_with_a_good_pair(authority: Authority) -> None:
 
 
 def test_new_certificates_are_used_without_a_restart(authority: Authority) -> None:
-    """By all workers, and by one that comes later; old connections go on."""
+    """By all workers, and by one that comes later, while they are broken; old connections go on."""
     pair = authority.issue("server")
     context = authority.client()
     flags = ("--workers=2", f"--tls-certificate={pair[0]}", f"--tls-key={pair[1]}")
@@ -119,20 +119,27 @@ def test_new_certificates_are_used_without_a_restart(authority: Authority) -> No
                     found[client.request("/who").json["pid"]] = client.shown
             return found
 
+        def told(what: str) -> int:
+            return server.log.count(what)
+
         eventually(lambda: first not in shown().values(), "the new certificate")
+        eventually(lambda: told("use the new certificate") == 3, "the arbiter has it too")
         assert len(set(shown().values())) == 1
         assert old.request("/who").json["pid"] == by
         pair[1].write_text("no key\n")
-        eventually(lambda: server.log.count("cannot be used; the old ones stay") == 2, "told")
+        eventually(lambda: told("cannot be used; the old ones stay") == 3, "told")
         now = shown()
         assert first not in now.values()
         authority.replace(pair)
         eventually(lambda: not set(now.values()) & set(shown().values()), "the third one")
+        third = set(shown().values())
+        eventually(lambda: told("use the new certificate") == 6, "all three have it")
+        pair[1].write_text("no key\n")
         victim = next(pid for pid in server.workers if pid != by)
         os.kill(victim, signal.SIGKILL)
         eventually(lambda: len(server.workers) == 2 and victim not in server.workers, "replaced")
         eventually(lambda: len(shown()) == 2, "it serves")
-        assert not {first, *now.values()} & set(shown().values())
+        assert set(shown().values()) == third
         assert old.request("/who").json["pid"] == by
         old.close()
 

@@ -399,15 +399,21 @@ class Server:
 
     def protocol(self) -> asyncio.Protocol:
         """Return what serves a new connection."""
+        return self.behind()
+
+    def behind(self) -> HttpProtocol | Handshake:
+        """Return what serves a connection, of which a PROXY header may have been read."""
         if self.tls is not None:
             return Handshake(self.service, self.tls[0])
         return HttpProtocol(self.service)
 
-    async def connect(self, *, receive_buffer: int = 0) -> Client:
-        """Connect, over TLS if the server wants that."""
+    async def connect(self, *, receive_buffer: int = 0, first: bytes = b"") -> Client:
+        """Connect, over TLS if the server wants that; before all else say ``first``."""
         if self.tls is None:
             return await self.connect_plainly(receive_buffer=receive_buffer)
         plain = await self.connect_plainly(receive_buffer=receive_buffer)
+        if first:
+            await plain.send(first)
         client = TlsClient(plain.sock, self.tls[1])
         self.clients.append(client)
         await client.shake_hands()
@@ -490,7 +496,9 @@ async def serving(
 
     def accept() -> asyncio.Protocol:
         if proxy_protocol:
-            return ProxiedProtocol(server.service, complaints, lambda: HttpProtocol(server.service))
+            return ProxiedProtocol(
+                server.service, complaints, server.behind, tls=server.tls is not None
+            )
         return server.protocol()
 
     if unix is None:

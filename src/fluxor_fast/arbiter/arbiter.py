@@ -58,6 +58,7 @@ WorkerMain = Callable[[Settings, SharedMemory, int, socket.socket, int], int]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 TICK = 0.1  # seconds between two looks at the workers
+REFRESH = 1.0  # seconds between two looks at files that workers inherit
 MARGIN = 2.0  # seconds a worker gets beyond the graceful timeout to leave by itself
 
 
@@ -97,6 +98,7 @@ class Arbiter:
 
     :param worker_main: what a worker process runs.
     :param announce: called once with the place (``sockets.place_of``) when all workers are ready.
+    :param refresh: called about once a second: what workers inherit is to be as new as theirs.
     """
 
     def __init__(
@@ -104,10 +106,13 @@ class Arbiter:
         settings: Settings,
         worker_main: WorkerMain,
         announce: Callable[[str], None] = lambda place: None,
+        refresh: Callable[[], object] = lambda: None,
     ) -> None:
         self._settings = settings
         self._worker_main = worker_main
         self._announce = announce
+        self._refresh = refresh
+        self._refreshed = time.monotonic()
         self._count = settings.server.worker_count
         self._memory = SharedMemory(self._count)
         self._workers: dict[int, _Worker] = {}
@@ -255,6 +260,9 @@ class Arbiter:
             self._kill_at = now + 1.0
         if self._stopping:
             return
+        if now - self._refreshed >= REFRESH:
+            self._refreshed = now
+            self._refresh()
         for index in [index for index, due in self._due.items() if due <= now]:
             del self._due[index]
             self._spawn(index)

@@ -38,9 +38,17 @@ import time
 from enum import IntEnum
 from typing import Final
 
-__all__ = ["BOUNDS", "LAYOUT_VERSION", "SHED_REASONS", "SharedMemory", "State", "Word"]
+__all__ = [
+    "BOUNDS",
+    "LAYOUT_VERSION",
+    "PROXY_REFUSALS",
+    "SHED_REASONS",
+    "SharedMemory",
+    "State",
+    "Word",
+]
 
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 _MAGIC: Final = 0x464C55584F52_4641  # "FLUXORFA"
 _HEADER: Final = 8
 _FOLD: Final = 3
@@ -65,6 +73,9 @@ SHED_REASONS: Final = (
     "client",
 )
 """Why a request was refused, in the order of their words."""
+
+PROXY_REFUSALS: Final = ("untrusted", "malformed", "cut_off", "timeout")
+"""Why a connection was closed for want of a PROXY header, in the order of their words."""
 
 BOUNDS: Final = tuple(
     round(step * 10.0**decade, 9) for decade in range(-5, 2) for step in (1, 1.5, 2, 3, 5, 7.5)
@@ -100,7 +111,8 @@ class Word(IntEnum):
     SHED = 11  # one word per reason
     RESPONSES = SHED + len(SHED_REASONS)  # one word per status class, 1xx to 5xx
     DURATION_US = RESPONSES + 5  # sum of the durations, microseconds
-    BUCKETS = DURATION_US + 1  # one word per bound, and one for what is beyond
+    PROXY = DURATION_US + 1  # connections closed for want of a PROXY header, a word per reason
+    BUCKETS = PROXY + len(PROXY_REFUSALS)  # one word per bound, and one for what is beyond
 
 
 _COUNTERS: Final = int(Word.OFFERED)

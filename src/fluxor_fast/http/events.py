@@ -5,7 +5,9 @@ Rules:
 1. Each line of the data is a field of its own, whichever way the lines end; so no data can make
    a field or an event of its own.
 2. An event's name and id are one line; an id with NUL would be ignored by the client (9.2.6).
-3. A comment is sent when nothing else was for a while: proxies keep the connection, and a client
+3. A stream holds no slot: it idles between its events, and those who listen would take the slots
+   of all others. It is in the system all the same (``max_ccu``, a route's ``max_in_flight``).
+4. A comment is sent when nothing else was for a while: proxies keep the connection, and a client
    that is gone is noticed.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from fluxor_fast.http.response import encode_value
 from fluxor_fast.http.streaming import BodySender, BodyWriter, close_iterator
@@ -68,7 +70,7 @@ class EventStream(BodySender):
     """An answer of events from an asynchronous iterable: ``Event``, text, or a dict sent as JSON.
 
     The head leaves at once. The stream ends with the iterable, or with its client: then the
-    iterable is cancelled.
+    iterable is cancelled. What it does between events runs without a slot.
 
     :param events: closed at the end, as with ``StreamingResponse``.
     :param headers: as for ``Response``; ``Cache-Control`` is ``no-cache`` if they have none.
@@ -76,6 +78,8 @@ class EventStream(BodySender):
     """
 
     __slots__ = ("events", "ping")
+
+    keeps_slot: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -79,8 +79,9 @@ class BodySender(Response):
 
     streams: ClassVar[bool] = True
     keeps_slot: ClassVar[bool] = True
-    """Whether it holds its handler's slot until the body is sent. One that then waits for its
-    client only, and does nothing else, should not: slow clients would take the slots of others."""
+    """Whether it holds its handler's slot until the body is sent. One that then mostly waits should
+    not: its clients would take the slots of others. Nor does one, whatever this says, that has to
+    wait for earlier answers on its connection."""
 
     def __init__(
         self,

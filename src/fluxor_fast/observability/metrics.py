@@ -22,7 +22,14 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, State, Word
+from fluxor_fast.arbiter.shared import (
+    BOUNDS,
+    PROXY_REFUSALS,
+    SHED_REASONS,
+    SharedMemory,
+    State,
+    Word,
+)
 from fluxor_fast.config import Capacity
 
 __all__ = ["PROMETHEUS_TYPE", "InstanceMetrics", "Snapshot"]
@@ -180,6 +187,14 @@ class InstanceMetrics(Collector):
         for reason, count in now.shed.items():
             shed.add_metric([reason], count)
         yield shed
+        headers = CounterMetricFamily(
+            "http_proxy_headers_refused",
+            "Connections closed for want of a PROXY header.",
+            labels=["reason"],
+        )
+        for at, reason in enumerate(PROXY_REFUSALS):
+            headers.add_metric([reason], totals[Word.PROXY + at])
+        yield headers
         flow = CounterMetricFamily(
             "http_requests_flow", "Requests by what became of them.", labels=["stage"]
         )

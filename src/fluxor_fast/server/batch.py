@@ -21,7 +21,8 @@ Rules:
 7. While new connections come as fast as they can be taken, handlers wait for a few turns of the
    loop: a health check may be among the next. They have at least a slice in ``PUT_OFF`` turns.
 8. An answer that sends its body itself keeps permit and slot until its last byte has left; its
-   time is that to the first.
+   time is that to the first. But one that waits for others on its connection keeps no slot: it
+   would hold it for as long as the client likes, and as many as may be pipelined.
 9. Counters reach shared memory once a turn (see ``counters``).
 """
 
@@ -53,7 +54,7 @@ from fluxor_fast.server.admission import SharedLimit, Thresholds
 from fluxor_fast.server.counters import Counters
 from fluxor_fast.server.queueing import WaitingQueue
 from fluxor_fast.server.refusal import Pacer, Refusals
-from fluxor_fast.server.streaming import CLOSE, AnswerWriter, Turns
+from fluxor_fast.server.streaming import CLOSE, AnswerWriter, Turns, is_cancelled
 
 if TYPE_CHECKING:
     from fluxor_fast.server.protocol import HttpProtocol
@@ -418,7 +419,7 @@ class BatchRunner:
                 response = to_response(value)
                 status = response.status
                 answer = None if response.streams else self._encode(request, response)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 status, answer = self._failure(request, error)
             if request.permit:
                 permits -= 1  # _leave gives it back
@@ -500,6 +501,7 @@ class BatchRunner:
         :param response: what a synchronous one answered, if it sends its body itself. It needs a
             task, but no slot.
         """
+        connection: HttpProtocol = request.connection  # type: ignore[assignment]
         slot = request.permit and response is None
         began = 0.0
         answer: bytes | None
@@ -518,7 +520,8 @@ class BatchRunner:
                 response = to_response(value)
             status = response.status
             if isinstance(response, BodySender):
-                if slot and not response.keeps_slot:
+                order = connection.order
+                if slot and (not response.keeps_slot or (order and order[0] is not request)):
                     slot = False
                     self.slots.release(1)
                     self.schedule()
@@ -527,14 +530,13 @@ class BatchRunner:
                 began = writer.began
             else:
                 answer = self._encode(request, response)
-        except asyncio.CancelledError:
-            if slot:
-                self.slots.release(1)
-            connection: HttpProtocol = request.connection  # type: ignore[assignment]
-            connection.abort()
-            self._abort(request)
-            raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled(error):
+                if slot:
+                    self.slots.release(1)
+                connection.abort()
+                self._abort(request)
+                raise
             status, answer = self._failure(request, error)
         if slot:
             self.slots.release(1)
@@ -587,7 +589,7 @@ class BatchRunner:
             head_only=request.head.method == "HEAD",
         )
 
-    def _failure(self, request: Request, error: Exception) -> tuple[int, bytes]:
+    def _failure(self, request: Request, error: BaseException) -> tuple[int, bytes]:
         """Return the answer for what a handler raised; what was not on purpose is logged."""
         if isinstance(error, HTTPError):
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Final
 
-from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, Word
+from fluxor_fast.arbiter.shared import BOUNDS, PROXY_REFUSALS, SHED_REASONS, Word
 
 __all__ = ["Counters"]
 
@@ -21,6 +21,7 @@ _ABORTED: Final = int(Word.ABORTED)
 _SHED: Final = int(Word.SHED)
 _RESPONSES: Final = int(Word.RESPONSES)
 _DURATION: Final = int(Word.DURATION_US)
+_PROXY: Final = int(Word.PROXY)
 _BUCKETS: Final = int(Word.BUCKETS)
 
 
@@ -33,7 +34,7 @@ class Counters:
     """
 
     __slots__ = ("_buckets", "_duration", "_rare", "_region", "aborted", "accepted", "completed",
-                 "offered", "responses", "shed")  # fmt: skip
+                 "no_header", "offered", "responses", "shed")  # fmt: skip
 
     def __init__(self, region: memoryview[int]) -> None:
         self._region = region
@@ -42,6 +43,7 @@ class Counters:
         self.completed = 0
         self.aborted = 0
         self.shed = dict.fromkeys(SHED_REASONS, 0)
+        self.no_header = dict.fromkeys(PROXY_REFUSALS, 0)  # connections, not requests
         self.responses = [0] * 6  # by status class
         self._rare = False  # whether a count changed that seldom does
         self._buckets = [0] * (len(BOUNDS) + 1)
@@ -63,6 +65,11 @@ class Counters:
         self.shed[reason] += 1
         self._rare = True
 
+    def without_header(self, reason: str) -> None:
+        """Note that a connection was closed for want of a PROXY header, for ``reason``."""
+        self.no_header[reason] += 1
+        self._rare = True
+
     def abandoned(self) -> None:
         """Note that an accepted request has no client any more."""
         self.aborted += 1
@@ -82,6 +89,8 @@ class Counters:
                 region[_RESPONSES + status_class - 1] = self.responses[status_class]
             for at, count in enumerate(self.shed.values()):
                 region[_SHED + at] = count
+            for at, count in enumerate(self.no_header.values()):
+                region[_PROXY + at] = count
 
     def publish_latencies(self) -> None:
         """Write the histogram; called by the sweep."""

@@ -2,8 +2,9 @@
 
 Rules:
 
-1. A connection takes its place (``max_connections``, descriptors) when it is accepted, before
-   the handshake. Without a place it is dropped unanswered: an answer would cost a handshake.
+1. A connection takes its place (``max_connections``, descriptors, its client's connections) when
+   it is accepted, or its PROXY header has been read, before the handshake. Without a place it is
+   dropped unanswered: an answer would cost a handshake.
 2. A handshake has as long as a head has. One that fails has its alert sent, the end of the stream
    behind it, and ``LINGER`` seconds to take it in.
 3. A client that ends its side of TLS gets nothing more: uvloop closes then. A request that is in
@@ -17,8 +18,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+from fluxor_fast.server.addresses import peer_of
+from fluxor_fast.server.clients import Place
 from fluxor_fast.server.protocol import LINGER, HttpProtocol, Service
-from fluxor_fast.server.tls import Certificates
+from fluxor_fast.server.tls import Certificates, Context
 
 __all__ = ["Handshake", "TlsProtocol"]
 
@@ -29,14 +32,16 @@ HIGH_WATER: Final = 64 * 1024
 class Handshake(asyncio.Protocol):
     """A connection until TLS stands."""
 
-    __slots__ = ("_certificates", "_early", "_failed", "_service", "_since", "_task", "_transport",
-                 "closed")  # fmt: skip
+    __slots__ = ("_certificates", "_client", "_early", "_failed", "_peer", "_service", "_since",
+                 "_task", "_transport", "closed")  # fmt: skip
 
     def __init__(self, service: Service, certificates: Certificates) -> None:
         self._service = service
         self._certificates = certificates
         self._transport: Any = None
         self._task: asyncio.Task[None] | None = None
+        self._peer: str | None = None  # told by a PROXY header
+        self._client: Place = ()
         self._early = b""  # what came before uvloop took over
         self.closed = False
         self._failed = False
@@ -49,12 +54,37 @@ class Handshake(asyncio.Protocol):
         self._transport = transport
         service = self._service
         service.runner.fresh += 1
-        if not service.take_place():
-            service.runner.refuse_connection("connections")
-            self._transport.abort()
-            return
+        if service.take_place():
+            self._begin()
+        else:
+            self._turn_away("connections")
+
+    def take_over(self, transport: asyncio.Transport, peer: str | None, *, tls: bool) -> None:
+        """Take a connection that has its place, and whose PROXY header has been read.
+
+        :param peer: the address it said; None if that of the transport is meant.
+        :param tls: whether it said that the client speaks TLS with the proxy: it does with us.
+        """
+        self._transport, self._peer = transport, peer
+        transport.pause_reading()  # what is behind the header fits into uvloop's buffer, no more
+        self._begin()
+
+    def _begin(self) -> None:
+        service = self._service
+        if service.clients is not None:
+            place = service.clients.acquire(self._peer or peer_of(self._transport))
+            if place is None:
+                service.connections.release(1)
+                self._turn_away("client")
+                return
+            self._client = place
         service.open.add(self)
         self._task = asyncio.get_running_loop().create_task(self._shake_hands())
+
+    def _turn_away(self, reason: str) -> None:
+        self.closed = True
+        self._service.runner.refuse_connection(reason)
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Keep what comes before the task has begun."""
@@ -63,16 +93,17 @@ class Handshake(asyncio.Protocol):
     async def _shake_hands(self) -> None:
         loop = asyncio.get_running_loop()
         service, raw = self._service, self._transport
-        protocol = TlsProtocol(service, raw)
+        protocol = TlsProtocol(service, raw, self._peer, self._client)
+        context = self._certificates.context
         try:
             if raw.is_closing():
                 return
             # just before uvloop's own first step, which start_tls puts behind it in the queue
-            loop.call_soon(self._hand_over)
+            loop.call_soon(self._hand_over, context)
             transport = await loop.start_tls(
                 raw,
                 protocol,
-                self._certificates.context,
+                context,
                 server_side=True,
                 ssl_handshake_timeout=service.timeouts.head,
                 ssl_shutdown_timeout=service.timeouts.write,
@@ -87,10 +118,12 @@ class Handshake(asyncio.Protocol):
             if self in service.open:
                 service.open.discard(self)
                 service.connections.release(1)
+                if service.clients is not None:
+                    service.clients.release(self._client)
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, context: Context) -> None:
         """Give uvloop's TLS what has come, and have it tell of a failure."""
-        self._certificates.context.on_failure = self._fail
+        context.on_failure = self._fail
         early, self._early = self._early, b""
         if early:
             engine = self._transport.get_protocol()
@@ -126,6 +159,8 @@ class TlsProtocol(HttpProtocol):
     """HTTP over a connection on which TLS stands.
 
     :param raw: the transport below TLS.
+    :param peer: who a PROXY header says it is; None: whom the transport knows.
+    :param client: where it is counted as one of its client's.
 
     uvloop hands all that is written to the transport below, and tells of a full buffer only
     when that one is full and as much again has been written. So after an answer whose permit is
@@ -135,17 +170,18 @@ class TlsProtocol(HttpProtocol):
 
     __slots__ = ("_raw",)
 
-    def __init__(self, service: Service, raw: Any) -> None:
+    def __init__(self, service: Service, raw: Any, peer: str | None, client: Place) -> None:
         super().__init__(service)
         self._raw = raw
+        self._peer, self._client = peer, client
 
     def begin(self, transport: Any) -> None:
-        """Begin with HTTP; the connection has its place already."""
+        """Begin with HTTP; the connection has its places already."""
         self.transport = transport
         self.since = self.runner.tick
         transport.set_write_buffer_limits(high=HIGH_WATER)
         transport.set_read_buffer_limits(high=HIGH_WATER)
-        self._begin()
+        self.service.open.add(self)
 
     def eof_received(self) -> bool:
         """Let the connection go; uvloop answers the client's ``close_notify``."""

@@ -43,14 +43,12 @@ from fluxor_fast.server.clients import ClientLimit, Place
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
-from fluxor_fast.server.streaming import CONTINUE, AnswerWriter, BodyStream
+from fluxor_fast.server.streaming import CONTINUE, GRACE, AnswerWriter, BodyStream
 from fluxor_fast.server.sweep import forget_unsent, unsent
 
 __all__ = ["LINGER", "Behind", "HttpProtocol", "Open", "Service", "Timeouts"]
 
 LINGER: Final = 2
-GRACE: Final = 5
-"""Seconds before it is judged how fast a client sends or reads."""
 BURST: Final = 512
 """Chunks read at one go: a read may be full of tiny ones, and would hold up the loop."""
 
@@ -145,6 +143,7 @@ class HttpProtocol(asyncio.Protocol):
         "_kept",
         "_left",
         "_made",
+        "_more",
         "_out",
         "_paced",
         "_paused",
@@ -181,6 +180,7 @@ class HttpProtocol(asyncio.Protocol):
         self.closed = False
         self.write_paused = False
         self._closing = False  # nothing more is read as a request
+        self._more = False  # …though more has come
         self._eof = False  # the client has said that it sends nothing more
         self._paused = False  # the socket is not read
         self._paced = False  # …because a request on it was refused
@@ -290,6 +290,7 @@ class HttpProtocol(asyncio.Protocol):
             if not self._closing and self._take_heads(data, head):
                 return
         if self._closing:
+            self._more = True
             return
         reader = self._reader
         if reader is None:
@@ -438,6 +439,7 @@ class HttpProtocol(asyncio.Protocol):
                 self.runner.call_soon(self._resume)
             return False
         self._body = None
+        self._held += body.buffered
         body.end()
         self._closing = not body.keep_alive
         return not self._closing
@@ -530,7 +532,9 @@ class HttpProtocol(asyncio.Protocol):
         elif self.ends or not last.head.keep_alive or self.runner.draining or self._eof:
             # one that we end may have sent more already: closed at once, it would be reset
             self._hang_up(
-                linger=self._left is not None or (self._reader is not None and self._reader.partial)
+                linger=self._left is not None
+                or self._more
+                or (self._reader is not None and self._reader.partial)
             )
         elif self._paused:
             self._resume()

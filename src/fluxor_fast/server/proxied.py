@@ -7,8 +7,10 @@ Rules:
    socket is trusted: who may connect there is a matter of its file.
 2. What is not a whole header ends the connection at once and without an answer. So does a header
    that is not there in the time that a head may take.
-3. The connection counts from the start, and keeps its place when it is handed over.
+3. The connection counts from the start, and keeps its place when it is handed over. Without one
+   it is told so, unless the client wants TLS: then it is dropped.
 4. After the header this is out of the way: the transport calls the next protocol itself.
+5. What was refused is counted by its reason (``PROXY_REFUSALS``): nothing of it was a request.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class ProxiedProtocol(asyncio.Protocol):
     """The protocol object of one connection until its header has been read.
 
     :param behind: makes the protocol that the connection is handed over to.
+    :param tls: whether that one speaks TLS.
     """
 
     __slots__ = (
@@ -59,17 +62,24 @@ class ProxiedProtocol(asyncio.Protocol):
         "_header",
         "_peer",
         "_since",
+        "_tls",
         "_transport",
         "closed",
         "service",
     )
 
     def __init__(
-        self, service: Service, complaints: Complaints, behind: Callable[[], Behind]
+        self,
+        service: Service,
+        complaints: Complaints,
+        behind: Callable[[], Behind],
+        *,
+        tls: bool = False,
     ) -> None:
         self.service = service
         self._complaints = complaints
         self._behind = behind
+        self._tls = tls
         self._header = ProxyHeader()
         self._transport: Any = None
         self._peer = ""
@@ -85,13 +95,17 @@ class ProxiedProtocol(asyncio.Protocol):
         service = self.service
         service.runner.fresh += 1
         if self._peer != UNIX and not service.proxies.trusts(self._peer):
-            self._drop("it is no trusted proxy")
+            self._drop("untrusted", "it is no trusted proxy")
         elif service.take_place():
             service.open.add(self)
         else:
             self.closed = True
-            self._transport.write(service.runner.refuse_connection("connections"))
-            self._transport.close()
+            refusal = service.runner.refuse_connection("connections")
+            if self._tls:
+                self._transport.abort()
+            else:
+                self._transport.write(refusal)
+                self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes of the header; hand over what is behind it."""
@@ -100,7 +114,7 @@ class ProxiedProtocol(asyncio.Protocol):
         try:
             origin = self._header.feed(data)
         except ProxyHeaderError as error:
-            self._drop(str(error))
+            self._drop("malformed", str(error))
             return
         if origin is None:
             return
@@ -115,7 +129,7 @@ class ProxiedProtocol(asyncio.Protocol):
     def eof_received(self) -> None:
         """Let the connection go; without a byte it was a look whether we are there."""
         if self._header.begun and not self.closed:
-            self._drop("a part of a header, then the end")
+            self._drop("cut_off", "a part of a header, then the end")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back the place."""
@@ -129,7 +143,7 @@ class ProxiedProtocol(asyncio.Protocol):
     def check(self, tick: int) -> None:
         """End the connection if its header takes too long. Called by the sweep."""
         if not self.closed and tick - self._since > self.service.timeouts.head:
-            self._drop("it took too long")
+            self._drop("timeout", "it took too long")
 
     def close_idle(self) -> None:
         """Close: nothing is owed before there is a header."""
@@ -141,6 +155,9 @@ class ProxiedProtocol(asyncio.Protocol):
         self.closed = True
         self._transport.abort()
 
-    def _drop(self, why: str) -> None:
-        self._complaints.add(why, self._peer, self.service.runner.tick)
+    def _drop(self, reason: str, why: str) -> None:
+        runner = self.service.runner
+        runner.counters.without_header(reason)
+        runner.schedule()
+        self._complaints.add(why, self._peer, runner.tick)
         self.abort()

@@ -22,8 +22,9 @@ Rules for requests:
    read, until half of that is left. So a body fills at most that and what one read brings.
 5. ``100 Continue`` leaves when the handler first wants what has not come, after the answers owed
    before, and not once the answer has begun (RFC 9110, section 10.1.1).
-6. A body has ``timeouts.body`` seconds in all. The time in which the client could not have sent
-   does not count: while the socket is not read, and while it may still get a 100.
+6. A body has ``timeouts.body`` seconds in all, and after ``GRACE`` must have come at
+   ``timeouts.body_rate``. The time in which the client could not have sent does not count: while
+   the socket is not read, and while it may still get a 100.
 7. What was not read when the request is answered is read and dropped if it is known to be little
    (``REST``), and the client need not be asked for it; else the connection ends with the answer,
    and lingers (RFC 9112, section 9.6).
@@ -46,10 +47,12 @@ from fluxor_fast.http.streaming import BodySender
 if TYPE_CHECKING:
     from fluxor_fast.server.protocol import HttpProtocol
 
-__all__ = ["CLOSE", "CONTINUE", "AnswerWriter", "BodyStream", "Turns"]
+__all__ = ["CLOSE", "CONTINUE", "GRACE", "AnswerWriter", "BodyStream", "Turns", "is_cancelled"]
 
 log = logging.getLogger("fluxor_fast.server")
 
+GRACE: Final = 5
+"""Seconds before it is judged how fast a client sends or reads."""
 CLOSE: Final = b"Connection: close\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 HIGH: Final = 64 * 1024
@@ -62,18 +65,25 @@ AT_A_TURN: Final = 4
 """Streams that go on in a turn of the loop: a quarter of a megabyte in all."""
 
 
+def is_cancelled(error: BaseException) -> bool:
+    """Whether ``error`` says that this task is cancelled, not just something it waited for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and bool(task and task.cancelling())
+
+
 class BodyStream:
     """The ``BodySource`` of one request: filled by its connection, emptied by its handler."""
 
     __slots__ = ("_asked", "_connection", "_ends", "_error", "_expected", "_late", "_pieces",
-                 "_settled", "_ticked", "_waited", "_waiter", "buffered", "complete", "full",
-                 "keep_alive")  # fmt: skip
+                 "_received", "_settled", "_ticked", "_waited", "_waiter", "buffered", "complete",
+                 "full", "keep_alive")  # fmt: skip
 
     def __init__(self, connection: HttpProtocol, head: Head) -> None:
         self._connection = connection
         self.keep_alive = head.keep_alive
         self.buffered = 0  # bytes that have come and were not taken
         self.full = False  # they are too many
+        self._received = 0  # bytes that have come
         self.complete = False
         self._pieces: deque[bytes] = deque()
         # why no more comes: made anew whenever it is raised, as an exception that was raised keeps
@@ -93,6 +103,7 @@ class BodyStream:
     def feed(self, piece: bytes) -> None:
         """Take in what has come."""
         self._expected = False
+        self._received += len(piece)
         if not self._settled:
             self._pieces.append(piece)
             self.buffered += len(piece)
@@ -126,14 +137,17 @@ class BodyStream:
                 self._connection.transport.write(CONTINUE)
 
     def check(self, tick: int) -> None:
-        """End a body that takes too long. Called by the sweep."""
+        """End a body that takes too long, or comes too slowly. Called by the sweep."""
         elapsed, self._ticked = tick - self._ticked, tick
         connection = self._connection
         if connection.paused or (self._expected and not self._late):
             return
-        self._waited += elapsed
-        if self._waited > connection.service.timeouts.body:
+        waited = self._waited = self._waited + elapsed
+        timeouts = connection.service.timeouts
+        if waited > timeouts.body:
             self.fail(partial(HTTPError, 408, "the body of the request took too long"))
+        elif waited > GRACE and self._received < timeouts.body_rate * waited:
+            self.fail(partial(HTTPError, 408, "the body of the request comes too slowly"))
 
     def _leave(self) -> None:
         connection = self._connection
@@ -276,8 +290,8 @@ class AnswerWriter:
                 self._request.source.settle()
             left = b"" if self.began else self._head
             return left + b"0\r\n\r\n" if self._chunked else left
-        except Exception as error:
-            if not self.began:
+        except (Exception, asyncio.CancelledError) as error:
+            if not self.began or is_cancelled(error):
                 raise
             if not (connection.closed or isinstance(error, ClientDisconnected)):
                 self._log("broke off", error)
@@ -315,7 +329,7 @@ class AnswerWriter:
         except Exception as error:
             self._log("could not be closed", error)
 
-    def _log(self, what: str, error: Exception) -> None:
+    def _log(self, what: str, error: BaseException) -> None:
         request = self._request
         on_purpose = isinstance(error, HTTPError)
         log.log(

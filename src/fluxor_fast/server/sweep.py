@@ -3,12 +3,15 @@
 Most looks find nothing due and cost a fraction of a microsecond. But connections that were
 opened together are due together, and ending one costs tens of microseconds. So after a few
 milliseconds the loop goes round once, and the sweep goes on where it was.
+
+All timeouts hang on this one task, so a look that fails ends its connection, never the sweep.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import socket
 import struct
 import termios
@@ -22,6 +25,8 @@ __all__ = ["forget_unsent", "sweep", "unsent"]
 _AT_ONCE = struct.pack("ii", 1, 0)
 """``struct linger``: on, for no time."""
 
+log = logging.getLogger("fluxor_fast.server")
+
 
 class Swept(Protocol):
     """A connection that the sweep looks at."""
@@ -30,6 +35,9 @@ class Swept(Protocol):
 
     def check(self, tick: int) -> None:
         """End the connection if it has outlived a timeout."""
+
+    def abort(self) -> None:
+        """Drop the connection."""
 
 
 async def sweep(
@@ -42,7 +50,11 @@ async def sweep(
     until = clock() + seconds
     for connection in list(connections):
         if not connection.closed:  # it may be gone since the list was made
-            connection.check(tick)
+            try:
+                connection.check(tick)
+            except Exception:
+                log.exception("a connection could not be looked at, and is dropped")
+                connection.abort()
         if clock() >= until:
             await asyncio.sleep(0)
             until = clock() + seconds

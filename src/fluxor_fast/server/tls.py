@@ -8,10 +8,12 @@ Rules:
 2. Files are looked at about once a second and read when they have been at rest from one look to
    the next, so what is half written is rarely seen. What cannot be used is logged once and the
    old context stays, until the files change again: a new certificate waits for its key.
-3. The arbiter makes the first context, before the first fork. So all workers have the same ticket
-   keys, and a client may resume its session with any of them. From the first reload on each
-   worker has its own: a ticket of another worker then costs a full handshake, no more. Of clients
-   of TLS 1.2 that take no tickets OpenSSL keeps the last 20,480 sessions of each worker.
+3. The arbiter makes the first context, before the first fork, and follows the files as workers
+   do: one that is replaced while they are broken has the last that were good. At the start all
+   workers have the same ticket keys, and a client may resume its session with any of them. From
+   the first reload on each worker has its own: a ticket of another worker then costs a full
+   handshake, no more. Of clients of TLS 1.2 that take no tickets OpenSSL keeps the last 20,480
+   sessions of each worker.
 4. TLS 1.2 at least (RFC 8996), no compression, no renegotiation, forward secrecy only (the
    ciphers that Python allows by default), ALPN ``http/1.1`` (RFC 7301). With client certificates
    no TLS 1.3 tickets are given, so that each handshake looks at the certificate.
@@ -174,6 +176,8 @@ def _build(settings: TlsSettings) -> Context:
             problems.append(
                 f"tls.client_ca: {settings.client_ca} holds no certificates in PEM form"
             )
+        except OSError as error:  # it was there a moment ago
+            problems.append(f"tls.client_ca: {settings.client_ca} cannot be read: {error.strerror}")
     if certificate is not None and not problems:
         problems += _load_chain(context, settings, texts)
     if problems:
@@ -210,6 +214,8 @@ def _load_chain(context: Context, settings: TlsSettings, texts: dict[str, str]) 
             reason = error.reason.replace("_", " ").lower()
             return [f"tls.certificate: {settings.certificate} cannot be used: {reason}"]
         return [f"{name}: {path} holds no private key that can be read"]
+    except OSError as error:  # they were there a moment ago
+        return [f"{name}: {settings.certificate} or {path} cannot be read: {error.strerror}"]
     except ValueError as error:  # a password of more than 1,024 bytes
         return [f"tls.key_password_file: {settings.key_password_file}: {error}"]
     return []
@@ -217,7 +223,11 @@ def _load_chain(context: Context, settings: TlsSettings, texts: dict[str, str]) 
 
 def _warn(settings: TlsSettings, pem: str) -> None:
     """Warn of a certificate that clients will not accept for its dates."""
-    begins, ends = validity(ssl.PEM_cert_to_DER_cert(pem))
+    try:
+        begins, ends = validity(ssl.PEM_cert_to_DER_cert(pem))
+    except ValueError:  # OpenSSL takes what it cannot read as a date, too
+        log.warning("tls.certificate: %s has dates that are malformed", settings.certificate)
+        return
     now = datetime.now(UTC)
     if now > ends:
         log.warning("tls.certificate: %s expired on %s", settings.certificate, f"{ends:%Y-%m-%d}")

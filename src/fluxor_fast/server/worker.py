@@ -201,7 +201,7 @@ class Worker:
         # libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
         # milliseconds: with one listener, a health check behind a thousand new connections waits
         # seconds. Each further handle costs a new connection one more look at the listener.
-        if self.certificates is not None:  # the arbiter's are of its start
+        if self.certificates is not None:  # the arbiter's may be of a second ago
             self.certificates.refresh(at_rest=False)
         factory = self._factory(service)
         servers = [
@@ -242,12 +242,16 @@ class Worker:
     def _factory(self, service: Service) -> Callable[[], asyncio.Protocol]:
         """Return what makes the protocol object of a new connection."""
         certificates = self.certificates
-        if certificates is not None:
-            return lambda: Handshake(service, certificates)
+
+        def served() -> HttpProtocol | Handshake:
+            if certificates is None:
+                return HttpProtocol(service)
+            return Handshake(service, certificates)
+
         if not self.settings.server.proxy_protocol:
-            return lambda: HttpProtocol(service)
+            return served
         complaints = Complaints()
-        return lambda: ProxiedProtocol(service, complaints, lambda: HttpProtocol(service))
+        return lambda: ProxiedProtocol(service, complaints, served, tls=certificates is not None)
 
     async def _listen(
         self,
