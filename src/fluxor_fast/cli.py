@@ -23,7 +23,7 @@ import orjson
 from pydantic import SecretStr
 
 from fluxor_fast import __version__
-from fluxor_fast.arbiter.arbiter import Arbiter, WorkerMain
+from fluxor_fast.arbiter.arbiter import Arbiter, Version
 from fluxor_fast.arbiter.reload import fixed, keep_fixed
 from fluxor_fast.arbiter.upgrade import Inherited
 from fluxor_fast.config import Settings, knobs, load, masked
@@ -83,12 +83,12 @@ def serve(app: str | None, config: Path | None, **options: Any) -> None:
         settings = _as_before(inherited.settings, settings)
     worker_main = partial(run_worker, certificates=_certificates(settings))
 
-    def reload(before: Settings) -> tuple[Settings, WorkerMain]:
-        again = _as_before(fixed(before), _load(config, app, options))
-        again = _completed(again, before)
+    def reload(before: Version) -> Version:
+        again = _as_before(fixed(before.settings), _load(config, app, options))
+        again = _completed(again, before.settings)
         certificates = _certificates(again)
         configure(again.observability.log_level)
-        return again, partial(run_worker, certificates=certificates)
+        return Version(again, partial(run_worker, certificates=certificates))
 
     with _prepared(settings) as ready:
         code = Arbiter(

@@ -43,19 +43,19 @@ import logging
 import os
 import select
 import signal
-import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
-from fluxor_fast.arbiter.adaptive import AdaptiveLimit, AdaptiveSettings, Look
-from fluxor_fast.arbiter.forking import REOPEN, RETIRE, fork_with
+from fluxor_fast.arbiter.adapting import Adapting
+from fluxor_fast.arbiter.crew import MARGIN, Crew, Version, Worker, WorkerMain
 from fluxor_fast.arbiter.reload import fixed
-from fluxor_fast.arbiter.roll import Listeners, Roll, indexes_for, most_workers, roll, share
-from fluxor_fast.arbiter.shared import LOOK_SECONDS, SharedMemory, State, Word
+from fluxor_fast.arbiter.replacing import Replacing
+from fluxor_fast.arbiter.roll import indexes_for, most_workers
+from fluxor_fast.arbiter.shared import SharedMemory, State, Word
 from fluxor_fast.arbiter.sockets import (
     SocketFile,
-    another,
     bind_listeners,
     bind_unix,
     inherit,
@@ -64,20 +64,13 @@ from fluxor_fast.arbiter.sockets import (
 )
 from fluxor_fast.arbiter.upgrade import Inherited, Successor, home, is_alive
 from fluxor_fast.config import Settings
-from fluxor_fast.errors import BootError, FluxorError
+from fluxor_fast.errors import BootError
 from fluxor_fast.observability.logs import reopen
 
-__all__ = ["Arbiter", "Backoff", "Reload", "WorkerMain"]
+__all__ = ["Arbiter", "Backoff", "Version", "WorkerMain"]
 
 log = logging.getLogger("fluxor_fast.arbiter")
-
-WorkerMain = Callable[[Settings, SharedMemory, int, Sequence[socket.socket], int], int]
-"""Runs a worker in the child: settings, memory, index, listeners, lifeline → exit code."""
-
-Reload = Callable[[Settings], tuple[Settings, WorkerMain]]
-"""Reads the settings anew; a ``FluxorError`` if they cannot be used."""
 TICK = 0.1  # seconds between two looks at the workers
-MARGIN = 2.0  # seconds a worker gets beyond the graceful timeout to leave by itself
 
 
 @dataclass(slots=True)
@@ -104,21 +97,6 @@ class Backoff:
         return min(self.first * 2.0 ** (self._early - 2), self.longest)
 
 
-@dataclass(slots=True)
-class _Worker:
-    pid: int
-    seat: int
-    listeners: Listeners
-    started: float
-    killed: str = ""  # why the arbiter ended it
-    kill_at: float = float("inf")  # it drains, and is ended then
-
-    @property
-    def leaving(self) -> bool:
-        """Whether it has been told to leave while the instance goes on."""
-        return self.kill_at < float("inf")
-
-
 class Arbiter:
     """The master of one instance.
 
@@ -133,35 +111,30 @@ class Arbiter:
         settings: Settings,
         worker_main: WorkerMain,
         announce: Callable[[str], None] = lambda place: None,
-        reload: Reload | None = None,
+        reload: Callable[[Version], Version] = lambda version: version,
         inherited: Inherited | None = None,
     ) -> None:
-        self._settings = settings
-        self._worker_main = worker_main
         self._announce = announce
-        self._read = reload
         self._inherited = inherited
         self._folder = home()
         count = settings.server.worker_count
         self._memory = inherited.memory if inherited else SharedMemory(indexes_for(count))
-        self._most = most_workers(self._memory.workers)
-        self._seats = 0  # how many there are
-        self._scale_to(count)
-        self._workers: dict[int, _Worker] = {}  # by index
+        most = most_workers(self._memory.workers)
+        version = Version(settings, worker_main)
+        self._replacing = Replacing(version, most, reload, self._folder)
+        self._listeners = self._replacing.listeners
+        self._crew = Crew(self._memory, self._listeners)
         self._due: dict[int, float] = {}  # seat → when its worker is to be started
         self._backoff: dict[int, Backoff] = {}  # by seat
-        self._listeners: list[socket.socket] = []
         self._socket_file: SocketFile | None = None
         self._successor: Successor | None = None
-        self._roll: Roll | None = None
-        self._next: tuple[Settings, WorkerMain] | None = None  # what a reload has read
-        self._reload_wanted = False
         self._serving = False  # all workers were ready once
         self._stopping = False
-        self._close_at = self._kill_at = float("inf")
+        self._close_at = inf
         self._adapt_anew()
         self._exit_code = 0
         self._boot_code: int | None = None
+        scale = self.scale
         self._actions: dict[int, tuple[str, Callable[[], None]]] = {
             signal.SIGTERM: ("stopping", self.stop),
             signal.SIGINT: ("stopping", self._interrupted),
@@ -169,10 +142,14 @@ class Arbiter:
             signal.SIGHUP: ("reload", self.reload),
             signal.SIGUSR1: ("opening the log files anew", self.reopen_logs),
             signal.SIGUSR2: ("upgrade", self.upgrade),
-            signal.SIGTTIN: ("one worker more", lambda: self.scale(self._wanted + 1)),
-            signal.SIGTTOU: ("one worker less", lambda: self.scale(self._wanted - 1)),
+            signal.SIGTTIN: ("one worker more", lambda: scale(self._replacing.wanted + 1)),
+            signal.SIGTTOU: ("one worker less", lambda: scale(self._replacing.wanted - 1)),
             signal.SIGCHLD: ("", lambda: None),  # the loop reaps each time round
         }
+
+    @property
+    def _settings(self) -> Settings:
+        return self._replacing.version.settings
 
     def run(self) -> int:
         """Serve until told to stop; return the exit code of the instance.
@@ -183,11 +160,7 @@ class Arbiter:
         self._bind()
         place = place_of(self._listeners[0])
         provide_descriptors(self._settings.server.capacity.max_connections)
-        self._lifeline = os.pipe()
-        wake_in, wake_out = os.pipe()
-        os.set_blocking(wake_in, False)
-        os.set_blocking(wake_out, False)
-        self._wake = (wake_in, wake_out)
+        wake = wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         before = {number: signal.signal(number, lambda *_: None) for number in self._actions}
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
         # what is loaded now is shared by all workers; an untouched object's page stays shared
@@ -196,7 +169,7 @@ class Arbiter:
         self._started = time.monotonic()
         self._due[0] = self._started
         try:
-            while self._workers or self._due:
+            while self._crew.workers or self._due:
                 self._look_after(place)
                 select.select([wake_in], [], [], self._pause())
                 try:
@@ -210,32 +183,23 @@ class Arbiter:
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for fd in (*self._wake, *self._lifeline):
+            for fd in (*wake, *self._crew.lifeline):
                 os.close(fd)
             self._close_listeners()
 
     def _bind(self) -> None:
         server = self._settings.server
         if self._inherited is not None:
-            self._listeners = self._inherited.listeners
+            self._listeners += self._inherited.listeners
         elif server.uds is not None:
-            self._listeners, self._socket_file = bind_unix(
-                server.uds, int(server.uds_mode, 8), 1, server.backlog
-            )
+            mode = int(server.uds_mode, 8)
+            listeners, self._socket_file = bind_unix(server.uds, mode, 1, server.backlog)
+            self._listeners += listeners
         elif server.fd is not None:
-            self._listeners = inherit(server.fd, 1)
+            self._listeners += inherit(server.fd, 1)
         else:
-            count = 1 if self._common else self._seats
-            self._listeners = bind_listeners(server.host, server.port, count)
-
-    @property
-    def _common(self) -> bool:
-        """Whether all workers have the same listeners."""
-        server = self._settings.server
-        return server.uds is not None or server.fd is not None or server.listener == "shared"
-
-    def _share(self, seat: int) -> Listeners:
-        return share(seat, self._seats, len(self._listeners), common=self._common)
+            count = 1 if self._replacing.common else self._replacing.seats
+            self._listeners += bind_listeners(server.host, server.port, count)
 
     # what signals ask for
 
@@ -263,36 +227,24 @@ class Arbiter:
 
     def reload(self) -> None:
         """Read the settings anew and replace the workers, one at a time."""
-        if self._stopping or not self._serving:
-            log.warning("no reload while the instance starts or stops")
-        else:
-            self._reload_wanted = True
+        if self._goes_on("reload"):
+            self._replacing.reload()
 
     def scale(self, workers: int) -> None:
         """Have so many workers, as far as that is allowed."""
-        if self._stopping or not self._serving:
-            log.warning("no scaling while the instance starts or stops")
-        else:
-            self._scale_to(workers)
+        if self._goes_on("scaling"):
+            self._replacing.scale(workers)
 
-    def _scale_to(self, workers: int) -> None:
-        self._wanted = min(max(workers, 1), self._most)
-        if self._wanted != workers:
-            log.warning(
-                "%d workers are wanted; %d to %d can be had, twice as many as at the start",
-                workers,
-                1,
-                self._most,
-            )
-        if self._seats == 0:
-            self._seats = self._wanted
+    def _goes_on(self, what: str) -> bool:
+        if self._stopping or not self._serving:
+            log.warning("no %s while the instance starts or stops", what)
+            return False
+        return True
 
     def reopen_logs(self) -> None:
         """Open the log files anew, in all workers too."""
         reopen()
-        for index, worker in self._workers.items():
-            if self._state(index) in (State.READY, State.DRAINING):
-                self._signal(worker, REOPEN)
+        self._crew.reopen_logs()
 
     def upgrade(self) -> None:
         """Start a new arbiter on the same sockets; leave when it is ready."""
@@ -311,8 +263,8 @@ class Arbiter:
             return f"arbiter {self._successor.pid} is starting already"
         if self._inherited is not None:
             return f"arbiter {self._inherited.pid} has not left yet"
-        if self._roll is not None:
-            return f"a {self._roll.what} is under way; try again when it is done"
+        if self._replacing.roll is not None:
+            return f"a {self._replacing.roll.what} is under way; try again when it is done"
         if self._settings.database.embedded is not None:
             return "the embedded database is this arbiter's, and would stop with it"
         if os.getpid() == 1:
@@ -323,44 +275,34 @@ class Arbiter:
         """Drain; what is left after ``seconds`` is ended."""
         now = time.monotonic()
         self._stopping = True
-        self._roll = None
+        self._replacing.cancel()
         self._due.clear()
         self._close_at = min(self._close_at, now + delay)
-        self._kill_at = min(self._kill_at, now + delay + seconds)
-        if seconds > 0:
-            for index, worker in self._workers.items():
-                ready = self._state(index) in (State.READY, State.DRAINING)
-                self._signal(worker, RETIRE if gently and ready else signal.SIGTERM)
+        self._crew.stop(now + delay + seconds, gently=gently)
 
     # the loop's work
 
     def _pause(self) -> float:
-        busy = not self._serving or self._roll is not None or self._successor is not None
-        due = min((*self._due.values(), self._kill_at, self._close_at)) - time.monotonic()
+        busy = not self._serving or self._replacing.roll is not None or self._successor is not None
+        times = (worker.kill_at for worker in self._crew.workers.values())
+        due = min((self._close_at, *self._due.values(), *times)) - time.monotonic()
         return max(0.0, min(0.02 if busy else TICK, due))
 
-    def _state(self, index: int) -> int:
-        return self._memory.region(index)[Word.STATE]
-
     def _reap(self) -> None:
-        for index, worker in list(self._workers.items()):
+        for index, worker in list(self._crew.workers.items()):
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid:
                 self._bury(index, worker, os.waitstatus_to_exitcode(status))
-        if self._successor is not None and (code := self._successor.left()) is not None:
-            log.error(
-                "upgrade: arbiter %d left with code %d; %s",
-                self._successor.pid,
-                code,
-                "nobody serves now" if self._successor.ready else "this one goes on",
-            )
-            self._successor.close()
+        successor = self._successor
+        if successor is not None and (code := successor.left()) is not None:
+            then = "nobody serves now" if successor.ready else "this one goes on"
+            log.error("upgrade: arbiter %d left with code %d; %s", successor.pid, code, then)
+            successor.close()
             self._successor = None
 
-    def _bury(self, index: int, worker: _Worker, code: int) -> None:
+    def _bury(self, index: int, worker: Worker, code: int) -> None:
         """Deal with a worker that has left: free what it held, and replace it if need be."""
-        del self._workers[index]
-        self._memory.fold(index)
+        self._crew.bury(index)
         if self._stopping:
             if code != 0:
                 self._exit_code = self._exit_code or 1
@@ -379,67 +321,47 @@ class Arbiter:
             self._give_up(code if code > 0 else BootError.exit_code)
             return
         now = time.monotonic()
-        if self._roll is not None and self._roll.successor == index:
+        replacing, seat = self._replacing, worker.seat
+        if replacing.roll is not None and replacing.roll.successor == index:
             log.error("worker %d (pid %d) %s before it was ready", index, worker.pid, how)
-            self._end_roll(self._roll)
-            if worker.seat in self._occupied() or worker.seat >= self._seats:
-                return
-        elif worker.seat >= self._seats or worker.seat in self._occupied():
-            return  # others have its listeners, or will have
-        backoff = self._backoff.setdefault(worker.seat, Backoff())
-        delay = backoff.after(now - worker.started)
-        log.warning(
-            "worker %d (pid %d) %s; replaced %s",
-            index,
-            worker.pid,
-            how,
-            f"in {delay:.1f} s" if delay else "at once",
-        )
-        self._due[worker.seat] = now + delay
+            replacing.failed(self._crew)
+        then = "others have its place"
+        if seat < replacing.seats and seat not in self._crew.occupied():
+            delay = self._backoff.setdefault(seat, Backoff()).after(now - worker.started)
+            self._due[seat] = now + delay
+            then = f"replaced in {delay:.1f} s" if delay else "replaced at once"
+        log.warning("worker %d (pid %d) %s; %s", index, worker.pid, how, then)
 
     def _give_up(self, code: int) -> None:
         if self._boot_code is None:
             self._boot_code = code
         self._stop(MARGIN)
 
-    def _occupied(self) -> dict[int, Listeners]:
-        """Return the seats that have a worker which is not to leave, and its listeners."""
-        return {
-            worker.seat: worker.listeners for worker in self._workers.values() if not worker.leaving
-        }
-
     def _look_after(self, place: str) -> None:
         """Start what is due, end what hangs, notice what has become ready."""
         now = time.monotonic()
         if now >= self._close_at:
+            self._close_at = inf
             self._close_listeners()
-            self._close_at = float("inf")
-        overdue = now >= self._kill_at
-        for index, worker in self._workers.items():
-            if overdue or now >= worker.kill_at:
-                log.warning("worker %d (pid %d) outlasted its time: SIGKILL", index, worker.pid)
-                self._signal(worker, signal.SIGKILL)
-                worker.kill_at = now + 1.0
-        if overdue:
-            self._kill_at = now + 1.0
+        self._crew.end_overdue(now)
         if self._stopping:
             return
+        occupied = self._crew.occupied()
         for seat in [seat for seat, due in self._due.items() if due <= now]:
-            if self._spawn(seat) is not None:
+            # a roll may have put a worker there, or the seat may be no more
+            if seat in occupied or seat >= self._replacing.seats or self._spawn(seat):
                 del self._due[seat]
             else:
-                self._due[seat] = now + TICK
-        for index, worker in self._workers.items():
+                self._due[seat] = now + TICK  # when an index is free
+        for index, worker in self._crew.workers.items():
             self._check_health(index, worker, now)
-        if self._adaptive is not None and self._successor is None:
-            self._adapt(self._adaptive, now)
+        if self._adapting is not None and self._successor is None:
+            self._adapting.look(now)
         if not self._serving:
             self._start(place, now)
             return
-        if self._roll is None and (self._reload_wanted or self._wanted != self._seats):
-            self._begin_roll()
-        if self._roll is not None:
-            self._advance(self._roll)
+        if self._replacing.look(self._crew):
+            self._adapt_anew()
         if self._successor is not None and self._successor.look():
             self._hand_over(self._successor)
         old = self._inherited
@@ -449,13 +371,14 @@ class Arbiter:
 
     def _start(self, place: str, now: float) -> None:
         """Start the other workers when the first is ready; announce when all are."""
-        ready = [self._state(index) == State.READY for index in self._workers]
+        ready = [self._crew.state(index) == State.READY for index in self._crew.workers]
+        seats = self._replacing.seats
         if self._due and now - self._started > self._settings.server.boot_timeout:
-            log.error("there is no place in the shared memory for %d workers", self._seats)
+            log.error("there is no place in the shared memory for %d workers", seats)
             self._give_up(BootError.exit_code)
         elif not self._due and all(ready):
-            if len(ready) < self._seats:
-                self._due = dict.fromkeys(range(1, self._seats), now)
+            if len(ready) < seats:
+                self._due = dict.fromkeys(range(1, seats), now)
                 return
             self._serving = True
             self._announce(place)
@@ -464,116 +387,19 @@ class Arbiter:
                 uds = self._settings.server.uds
                 self._socket_file = None if uds is None else SocketFile(uds)
 
-    # replacing workers
-
-    def _begin_roll(self) -> None:
-        what, version = "scaling", (self._settings, self._worker_main)
-        again = self._reload_wanted
-        self._reload_wanted = False
-        if again:
-            what = "reload"
-            try:
-                os.chdir(self._folder)  # a link to the latest release leads elsewhere by now
-                if self._read is not None:
-                    version = self._read(self._settings)
-            except (FluxorError, OSError) as error:
-                problems = "; ".join(str(error).splitlines())
-                log.error("reload: %s; the old settings and workers stay", problems)
-                return
-            if version[0].server.worker_count != self._settings.server.worker_count:
-                self._scale_to(version[0].server.worker_count)
-            provide_descriptors(version[0].server.capacity.max_connections)
-        now = self._occupied()
-        before, self._seats = self._seats, self._wanted
-        while not self._common and len(self._listeners) < self._seats:
-            self._listeners.append(another(self._listeners[0]))
-        wanted = [self._share(seat) for seat in range(self._seats)]
-        self._roll = roll(what, now, wanted, all_=again)
-        self._roll.before = before
-        self._next = version
-        log.info("%s: %d workers are to be started, one at a time", what, len(self._roll.seats))
-
-    def _advance(self, roll: Roll) -> None:
-        """Go on with a roll as far as that is possible now."""
-        if roll.successor is not None:
-            if self._state(roll.successor) != State.READY:
-                return
-            successor = self._workers[roll.successor]
-            for worker in self._workers.values():
-                if worker.seat == successor.seat and worker is not successor:
-                    self._retire(worker)
-            roll.seats.popleft()
-            roll.successor = None
-            roll.done += 1
-        if roll.seats:
-            roll.successor = self._spawn(roll.seats[0], self._next)
-            if roll.successor is not None:
-                self._due.pop(roll.seats[0], None)
-            return  # without an index, one that drains must leave first
-        for worker in self._workers.values():
-            if worker.seat in roll.surplus:
-                self._retire(worker)
-        for seat in roll.surplus:
-            self._due.pop(seat, None)
-        assert self._next is not None
-        self._settings, self._worker_main = self._next
-        if roll.what == "reload":
-            self._adapt_anew()
-        self._roll = None
-        log.info("%s: done, %d workers serve", roll.what, self._seats)
-
-    def _end_roll(self, roll: Roll) -> None:
-        """Stop a roll whose successor did not get ready."""
-        self._roll = None
-        self._seats = self._wanted = roll.before
-        stay = len(self._occupied()) - roll.done
-        log.error(
-            "%s: stopped; %d old workers stay, %d new ones were ready before it failed; a worker"
-            " that has to be replaced gets the old settings, and the application as it is now",
-            roll.what,
-            stay,
-            roll.done,
-        )
-
-    def _retire(self, worker: _Worker) -> None:
-        """Have a worker drain while the instance goes on."""
-        if worker.leaving:
-            return
-        index = next(index for index, one in self._workers.items() if one is worker)
-        worker.kill_at = time.monotonic() + self._settings.server.graceful_timeout + MARGIN
-        # one that has not begun to serve has nothing to drain
-        self._signal(worker, RETIRE if self._state(index) == State.READY else signal.SIGTERM)
-
     def _hand_over(self, successor: Successor) -> None:
         """Leave to the new arbiter what this one has, and drain."""
         log.info("upgrade: arbiter %d is ready; this one leaves", successor.pid)
         self._socket_file = None
         self._stop(self._settings.server.graceful_timeout + MARGIN, gently=True)
 
-    # the adaptive limit
-
     def _adapt_anew(self) -> None:
         server = self._settings.server
-        self._adaptive: AdaptiveLimit | None = None
+        self._adapting: Adapting | None = None
         if server.adaptive:
-            ceiling = server.capacity.normal
-            floor = min(server.adaptive_floor, ceiling)
-            self._adaptive = AdaptiveLimit(
-                AdaptiveSettings(ceiling=ceiling, floor=floor), time.monotonic()
-            )
-        self._looked = (0.0, self._memory.totals())  # when last, and what it showed
+            self._adapting = Adapting(server, self._memory, time.monotonic())
 
-    def _adapt(self, adaptive: AdaptiveLimit, now: float) -> None:
-        """Publish the limit that fits what was seen since the last look."""
-        then, before = self._looked
-        if now - then < LOOK_SECONDS:
-            return
-        after = self._memory.totals()
-        self._looked = (now, after)
-        look = Look.between(before, after, sum(self._memory.permits))
-        self._memory.limit[0] = adaptive.update(look, now)
-
-    def _check_health(self, index: int, worker: _Worker, now: float) -> None:
+    def _check_health(self, index: int, worker: Worker, now: float) -> None:
         if worker.killed:
             return
         server = self._settings.server
@@ -588,36 +414,11 @@ class Arbiter:
         ):
             worker.killed = f"was not ready after {server.boot_timeout:g} s and was ended"
         if worker.killed:
-            self._signal(worker, signal.SIGKILL)
+            self._crew.signal(index, signal.SIGKILL)
 
-    # processes
-
-    @staticmethod
-    def _signal(worker: _Worker, number: signal.Signals) -> None:
-        os.kill(worker.pid, number)  # not reaped yet, so the pid is still this worker's
-
-    def _spawn(self, seat: int, version: tuple[Settings, WorkerMain] | None = None) -> int | None:
-        """Start a worker; return its index, or None if there is none free."""
-        index = self._memory.claim(os.getpid())
-        if index is None:
-            return None
-        settings, worker_main = version or (self._settings, self._worker_main)
-        listeners = self._share(seat)
-        started = time.monotonic()
-
-        def child() -> int:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the arbiter's
-            for fd in (*self._wake, self._lifeline[1]):
-                os.close(fd)
-            for at, listener in enumerate(self._listeners):
-                if at not in listeners:
-                    listener.close()
-            own = [self._listeners[at] for at in listeners]
-            return worker_main(settings, self._memory, index, own, self._lifeline[0])
-
-        pid = fork_with(child)
-        self._workers[index] = _Worker(pid, seat, listeners, started)
-        return index
+    def _spawn(self, seat: int) -> bool:
+        replacing = self._replacing
+        return self._crew.spawn(seat, replacing.share(seat), replacing.version) is not None
 
     def _close_listeners(self) -> None:
         if self._socket_file is not None:

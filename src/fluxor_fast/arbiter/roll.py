@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Listeners", "Roll", "indexes_for", "most_workers", "roll", "share"]
+__all__ = ["Listeners", "Roll", "indexes_for", "most_workers", "plan", "share"]
 
 Listeners = tuple[int, ...]
 """Numbers of the listeners that a worker has."""
@@ -65,15 +65,21 @@ class Roll:
     """Successors that are ready."""
 
 
-def roll(
-    what: str, now: Mapping[int, Listeners], wanted: Sequence[Listeners], *, all_: bool
+def plan(
+    what: str,
+    now: Mapping[int, Listeners],
+    wanted: Sequence[Listeners],
+    *,
+    before: int,
+    everyone: bool,
 ) -> Roll:
     """Return how to get from the seats ``now`` to those ``wanted``.
 
-    :param all_: replace those too that keep their listeners.
+    :param before: how many seats there were.
+    :param everyone: replace those too that keep their listeners.
     """
     added = [seat for seat in range(len(wanted)) if seat not in now]
     kept = [seat for seat in range(len(wanted)) if seat in now]
-    changed = [seat for seat in kept if all_ or now[seat] != wanted[seat]]
+    changed = [seat for seat in kept if everyone or now[seat] != wanted[seat]]
     surplus = sorted(seat for seat in now if seat >= len(wanted))
-    return Roll(what, deque(added + changed), surplus, before=len(now))
+    return Roll(what, deque(added + changed), surplus, before)
