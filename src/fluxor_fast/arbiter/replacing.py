@@ -110,6 +110,8 @@ class Replacing:
             roll.successor = crew.spawn(seat, self.share(seat), self._next)
             return
         self._retire(crew, roll.surplus)
+        if any(one.leaving and crew.state(at) == State.READY for at, one in crew.workers.items()):
+            return  # it still accepts
         self.version, self.roll = self._next, None
         log.info("%s: done, %d workers serve", roll.what, self.seats)
 

@@ -282,9 +282,9 @@ class Worker:
         begun = time.monotonic()
         kept = max(graceful - LAST_SECONDS, graceful / 2)
         self._keep_idle = begun + (kept if self._gently else min(IDLE_SECONDS, kept))
-        self.region[Word.STATE] = State.DRAINING
         for server in servers:
             server.close()
+        self.region[Word.STATE] = State.DRAINING
         runner.draining = True
         while self.open and time.monotonic() < self._keep_idle:
             await asyncio.sleep(0.005)
