@@ -64,7 +64,7 @@ class Steady:
                     while not self._stop.is_set():
                         doing = "asking"
                         answer = client.request(self._target)
-                        self._note(answer.status)
+                        self._note(answer.status, answer.body)
                         if answer.headers.get("connection") == "close":
                             self.closes += 1
                             # it must have no second answer, and end in order
@@ -79,11 +79,11 @@ class Steady:
                     self.failures.append(f"{time.monotonic():.3f} {doing}: {error!r}")
                 time.sleep(0.01)
 
-    def _note(self, status: int) -> None:
+    def _note(self, status: int, body: bytes) -> None:
         with self._lock:
             self.statuses[status] += 1
             if status >= 500 and not (status == 503 and self._refusals):
-                self.failures.append(str(status))
+                self.failures.append(f"{status} {body[:200]!r}")
 
 
 def ended(pid: int) -> bool:
