@@ -140,9 +140,10 @@ def _prepared(settings: Settings) -> Iterator[Settings]:
         return
     from fluxor_fast.db.embedded import embedded_postgres  # an extra, wanted only here
 
+    # twice: while workers are replaced, old and new ones have their pools
     largest = settings.database.pool_sizes(settings.server.max_ccu)[1]
     click.echo(f"starting PostgreSQL on {settings.database.embedded} …", err=True)
-    with embedded_postgres(settings.database.embedded, max_connections=largest + 20) as url:
+    with embedded_postgres(settings.database.embedded, max_connections=2 * largest + 20) as url:
         database = settings.database.model_copy(update={"url": SecretStr(url)})
         yield settings.model_copy(update={"database": database})
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.seeds import seeded
 from tests.support.server import Client, LiveServer, eventually, get
 from tests.support.steady import Steady, ended
@@ -137,6 +138,36 @@ def test_reloads_faster_than_workers_drain_wait_for_a_free_index(folder: Path) -
         assert get(server.port, "/").status == 200
         assert "SIGKILL" not in server.log
         eventually(lambda: len(server.workers) == 2, "the others have left")
+
+
+def test_a_reload_takes_other_certificates_and_refuses_to_end_tls(folder: Path) -> None:
+    authority = Authority(folder)
+    pairs = [authority.issue(name, "localhost") for name in ("one", "two")]
+    config = folder / "site.yaml"
+    texts = [f"tls: {{certificate: {pair[0]}, key: {pair[1]}}}\n" for pair in pairs]
+    config.write_text(texts[0])
+    context = authority.client()
+
+    def serial(port: int) -> object:
+        with (
+            socket.create_connection(("127.0.0.1", port), 5) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as tls,
+        ):
+            shown = tls.getpeercert()
+            assert shown is not None
+            return shown["serialNumber"]
+
+    with serving(folder, "--workers=1") as server:
+        first = serial(server.port)
+        config.write_text(texts[1])
+        server.signal(signal.SIGHUP)
+        told(server, "reload: done")
+        second = serial(server.port)
+        assert first != second
+        config.write_text("server: {max_ccu: 100}\n")
+        server.signal(signal.SIGHUP)
+        told(server, "TLS begins or ends with a stop and a start only; settings and workers stay")
+        assert serial(server.port) == second
 
 
 # more workers, and less

@@ -1,6 +1,6 @@
 """Reloads and upgrades under load from wrk, k6 and clients of our own: no request fails.
 
-``PROVE=long``: 100 reloads and 3 upgrades (about 3 minutes). Else a few, and our own clients only.
+``PROVE=long``: 100 reloads and 3 upgrades (a minute). Else a few, and our own clients only.
 wrk counts an error for each connection that closes without an answer, and each answer that is not
 2xx or 3xx. k6 asks again by itself on a new connection, as most clients do, so it sees less. Our
 own count is the strictest (see ``tests.support.steady``).

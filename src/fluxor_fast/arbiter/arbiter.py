@@ -211,12 +211,14 @@ class Arbiter:
 
     def stop(self) -> None:
         """Drain and leave."""
+        self._back_out()
         if not self._stopping:
             server = self._settings.server
             self._stop(server.graceful_timeout + MARGIN, delay=server.drain_delay)
 
     def end(self) -> None:
         """End the workers and leave."""
+        self._back_out()
         self._stop(0.0)
 
     def _interrupted(self) -> None:
@@ -270,6 +272,12 @@ class Arbiter:
         if os.getpid() == 1:
             return "the container would end with its first process; replace the container"
         return ""
+
+    def _back_out(self) -> None:
+        """End a new arbiter that is not ready: it is the whole instance that stops."""
+        successor = self._successor
+        if successor is not None and not successor.look():
+            os.kill(successor.pid, signal.SIGTERM)  # not reaped yet
 
     def _stop(self, seconds: float, *, delay: float = 0.0, gently: bool = False) -> None:
         """Drain; what is left after ``seconds`` is ended."""
@@ -396,6 +404,7 @@ class Arbiter:
     def _adapt_anew(self) -> None:
         server = self._settings.server
         self._adapting: Adapting | None = None
+        self._memory.limit[0] = 0  # none adapted to: workers go by the static one
         if server.adaptive:
             self._adapting = Adapting(server, self._memory, time.monotonic())
 
