@@ -8,7 +8,7 @@ FLAGS  ?=
 CONTRACT ?= long
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types imports check tls attack prove contract fuzz bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
+.PHONY: help serve test lint types imports check tls attack prove reloads contract fuzz bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ attack: $(VENV)/.test ## slowhttptest with 4,000 connections, 10^5 dropped ones 
 
 prove: $(VENV)/.test ## the long proofs of admission: 1,000 SIGKILLs, 10 million acquires (6 minutes)
 	PROVE=long $(BIN)/python -m pytest tests/faults tests/property -s --timeout=900 $(FLAGS)
+
+reloads: $(VENV)/.test $(VENV)/.load ## 100 reloads and 3 upgrades under wrk, k6 and a strict client (a minute, needs wrk)
+	PROVE=long $(BIN)/python -m pytest tests/process/test_rolling_load.py -s --timeout=900 $(FLAGS)
 
 contract: $(VENV)/.contract ## schemathesis against the service and its /openapi.json (2 minutes; CONTRACT=short: 20 s)
 	CONTRACT=$(CONTRACT) $(BIN)/python -m pytest tests/contract -s $(FLAGS)

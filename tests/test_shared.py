@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,3 +178,68 @@ def test_totals_never_go_back_while_another_process_folds() -> None:
     assert total[Word.COMPLETED] % 1000 == 0 < total[Word.COMPLETED]
     assert total[Word.LOST] == 0
     assert folds > 0  # some reads did meet a fold
+
+
+# indexes and rows
+
+
+def test_an_index_has_one_owner_and_is_free_when_its_worker_has_been_folded() -> None:
+    memory = SharedMemory(3)
+    other = SharedMemory.adopt(memory.fd)
+    assert [memory.claim(7), other.claim(8), memory.claim(7)] == [0, 1, 2]
+    assert memory.claim(7) is other.claim(8) is None
+    memory.permits[1] = 5
+    other.fold(1)
+    assert memory.permits.tolist() == [0, 0, 0]
+    assert memory.owners.tolist() == [7, 0, 7]
+    assert memory.claim(9) == 1
+
+
+def test_two_processes_that_claim_at_once_get_different_indexes() -> None:
+    memory = SharedMemory(200)
+
+    def claim() -> None:
+        while memory.claim(os.getpid()) is not None:
+            pass
+
+    with forked(claim, claim, claim) as pids:
+        assert [ended(pid) for pid in pids] == [0, 0, 0]
+        assert set(memory.owners) <= set(pids)
+        assert all(memory.owners)
+
+
+def test_a_mapping_that_is_taken_over_is_the_same_memory() -> None:
+    memory = SharedMemory(5)
+    memory.routes[63][4] = memory.clients[-1] = memory.region(4)[Word.OFFERED] = 11
+    other = SharedMemory.adopt(memory.fd)
+    assert (other.workers, other.key) == (5, memory.key)
+    assert other.routes[63][4] == other.clients[-1] == other.totals()[Word.OFFERED] == 11
+
+
+def test_a_route_keeps_its_row_while_any_worker_uses_it() -> None:
+    """The next version of an application may have other routes, in another order."""
+    memory = SharedMemory(3)
+    assert memory.claim_routes(0, [101, 102]) == [0, 1]
+    assert memory.claim_routes(1, [103, 102]) == [2, 1]
+    memory.routes[0][0] = 4
+    memory.fold(0)
+    assert memory.claim_routes(2, [104, 101, 103]) == [0, 3, 2]  # 101's row was free
+    assert memory.routes[0].tolist() == [0, 0, 0]
+
+
+def test_more_routes_than_rows_are_an_error_and_keep_nothing() -> None:
+    memory = SharedMemory(2)
+    memory.claim_routes(0, range(1, 65))
+    with pytest.raises(ValueError, match="room for 64"):
+        memory.claim_routes(1, [1, 65])
+    memory.fold(0)
+    assert len(set(memory.claim_routes(1, range(65, 129)))) == 64
+
+
+def test_an_arbiter_that_died_in_the_middle_of_a_fold_does_not_turn_the_sequence() -> None:
+    memory = SharedMemory(1)
+    memory._words[3] += 1  # odd: a fold is under way
+    memory.region(0)[Word.OFFERED] = memory.region(0)[Word.COMPLETED] = 3
+    memory.fold(0)
+    assert memory._words[3] % 2 == 0
+    assert memory.totals()[Word.OFFERED] == 3

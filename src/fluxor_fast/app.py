@@ -55,6 +55,8 @@ class App:
     """The effective ``Settings``."""
     metrics: Any = None
     """The instance's figures (``observability.metrics.InstanceMetrics``)."""
+    stopping: bool = False
+    """Whether the instance is about to stop: it should get no more traffic."""
 
     def __init__(self, *, title: str = "API", version: str = "0") -> None:
         self.title = title

@@ -8,6 +8,8 @@ cannot be listened on, 1 for the rest.
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -21,15 +23,19 @@ import orjson
 from pydantic import SecretStr
 
 from fluxor_fast import __version__
-from fluxor_fast.arbiter.arbiter import Arbiter
+from fluxor_fast.arbiter.arbiter import Arbiter, Version
+from fluxor_fast.arbiter.reload import fixed, keep_fixed
+from fluxor_fast.arbiter.upgrade import Inherited
 from fluxor_fast.config import Settings, knobs, load, masked
-from fluxor_fast.errors import FluxorError
+from fluxor_fast.errors import ConfigError, FluxorError
 from fluxor_fast.observability.logs import configure
 from fluxor_fast.openapi import document
 from fluxor_fast.server.tls import Certificates
 from fluxor_fast.server.worker import load_app, run_worker
 
 __all__ = ["main"]
+
+log = logging.getLogger("fluxor_fast.cli")
 
 
 def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,13 +76,22 @@ def cli() -> None:
 @_settings_options
 def serve(app: str | None, config: Path | None, **options: Any) -> None:
     """Serve APP (module:attribute; by default the reference service) until told to stop."""
+    inherited = Inherited.from_environment(os.environ)
     settings = _load(config, app, options)
     configure(settings.observability.log_level)
+    if inherited is not None:
+        settings = _as_before(inherited.settings, settings)
+
+    def reload(before: Version) -> Version:
+        again = _as_before(fixed(before.settings), _load(config, app, options))
+        again = _completed(again, before.settings)
+        configure(again.observability.log_level)
+        return _version(again, _certificates(again))
+
     certificates = _certificates(settings)
-    worker_main = partial(run_worker, certificates=certificates)
-    refresh = certificates.refresh if certificates is not None else lambda: None
     with _prepared(settings) as ready:
-        code = Arbiter(ready, worker_main, lambda place: _announce(ready, place), refresh).run()
+        version = _version(ready, certificates)
+        code = Arbiter(version, lambda place: _announce(ready, place), reload, inherited).run()
     sys.exit(code)
 
 
@@ -109,6 +124,14 @@ def routes(app: str | None, openapi: bool, config: Path | None, **options: Any) 
         )
 
 
+def _version(settings: Settings, certificates: Certificates | None) -> Version:
+    """Return what a worker is started with."""
+    worker_main = partial(run_worker, certificates=certificates)
+    return Version(
+        settings, worker_main, (lambda: None) if certificates is None else certificates.refresh
+    )
+
+
 def _certificates(settings: Settings) -> Certificates | None:
     """Read the certificates; None if TLS is not wanted."""
     return None if settings.tls.certificate is None else Certificates(settings.tls)
@@ -117,25 +140,56 @@ def _certificates(settings: Settings) -> Certificates | None:
 @contextmanager
 def _prepared(settings: Settings) -> Iterator[Settings]:
     """Complete the settings with what has to be the same in all workers."""
-    # "auto" is resolved here, once: a worker that is pinned to a core would count one
-    server = settings.server.model_copy(update={"workers": settings.server.worker_count})
-    settings = settings.model_copy(update={"server": server})
-    if settings.auth.jwt_secret is None and settings.server.dev:
-        click.echo(
-            "development mode: tokens are signed with a random secret of this start", err=True
-        )
-        auth = settings.auth.model_copy(update={"jwt_secret": SecretStr(secrets.token_hex(32))})
-        settings = settings.model_copy(update={"auth": auth})
+    settings = _completed(settings, None)
     if settings.database.embedded is None or settings.database.effective_url:
         yield settings
         return
     from fluxor_fast.db.embedded import embedded_postgres  # an extra, wanted only here
 
+    # twice: while workers are replaced, old and new ones have their pools
     largest = settings.database.pool_sizes(settings.server.max_ccu)[1]
     click.echo(f"starting PostgreSQL on {settings.database.embedded} …", err=True)
-    with embedded_postgres(settings.database.embedded, max_connections=largest + 20) as url:
+    with embedded_postgres(settings.database.embedded, max_connections=2 * largest + 20) as url:
         database = settings.database.model_copy(update={"url": SecretStr(url)})
         yield settings.model_copy(update={"database": database})
+
+
+def _completed(settings: Settings, before: Settings | None) -> Settings:
+    """Complete the settings with what is made up at the start, and stays at a reload.
+
+    :param before: the settings so far, if there are any.
+    """
+    # "auto" is resolved here, once: a worker that is pinned to a core would count one
+    server = settings.server.model_copy(update={"workers": settings.server.worker_count})
+    settings = settings.model_copy(update={"server": server})
+    if settings.auth.jwt_secret is None and server.dev:
+        secret = None if before is None else before.auth.jwt_secret
+        if secret is None:
+            click.echo(
+                "development mode: tokens are signed with a random secret of this start", err=True
+            )
+            secret = SecretStr(secrets.token_hex(32))
+        auth = settings.auth.model_copy(update={"jwt_secret": secret})
+        settings = settings.model_copy(update={"auth": auth})
+    database = settings.database
+    if before is not None and database.embedded is not None and database.effective_url is None:
+        database = database.model_copy(update={"url": before.database.url})
+        settings = settings.model_copy(update={"database": database})
+    return settings
+
+
+def _as_before(before: str, settings: Settings) -> Settings:
+    """Return ``settings`` with what cannot change while the instance serves as it was.
+
+    :param before: that, as ``arbiter.reload.fixed`` has it.
+    :raises ConfigError: if TLS is begun or ended.
+    """
+    kept, names = keep_fixed(before, settings)
+    if "tls.certificate" in names:
+        raise ConfigError(["tls.certificate: TLS begins or ends with a stop and a start only"])
+    if names:
+        log.warning("%s cannot change while the instance serves: as before", ", ".join(names))
+    return kept
 
 
 def _announce(settings: Settings, place: str) -> None:

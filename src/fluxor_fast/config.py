@@ -128,6 +128,7 @@ class ServerSettings(_Section):
     queue_interval: Seconds = _knob(0.1, "seconds above it until a queue stands; spans bursts")
     refusal_pause: Second = _knob(0.5, "most seconds a refused connection stays unread; 0: none")
     graceful_timeout: Grace = _knob(30.0, "seconds for requests to end at a stop; as Kubernetes")
+    drain_delay: Grace = _knob(0.0, "seconds /ready is 503 before a stop drains; 0: nobody asks")
     boot_timeout: Seconds = _knob(30.0, "seconds for a worker to get ready; an import can hang")
     heartbeat_timeout: Seconds = _knob(30.0, "seconds a loop may stall until SIGKILL; it hangs")
     backlog: Count = _knob(2048, "connections the kernel holds until accepted; for bursts")

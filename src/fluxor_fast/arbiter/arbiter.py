@@ -12,15 +12,28 @@ Rules:
    by SIGKILL when its heartbeat has been silent for ``heartbeat_timeout``.
 5. SIGTERM and SIGINT drain; workers that outlast the graceful timeout get SIGKILL; so do all
    at a second SIGINT or at SIGQUIT.
+6. Workers are replaced one at a time, the successor ready first (see ``roll``). A new version
+   that does not get ready is told in the log and ends the roll: what serves goes on serving.
+7. Who leaves while the instance goes on is told so by SIGUSR2: it keeps idle connections until
+   their next answer, as a request may be on its way.
+8. An upgraded arbiter shares sockets and memory with this one, which leaves when that one is
+   ready (see ``upgrade``).
 
-========  =======================================================
+========  =============================================================================
 signal    what the arbiter does
-========  =======================================================
+========  =============================================================================
 SIGTERM   drains and leaves
 SIGINT    drains and leaves; the second one ends the workers
 SIGQUIT   ends the workers and leaves
+SIGHUP    reads the settings anew and replaces the workers, one at a time
+SIGUSR1   opens the log files anew, in all workers too
+SIGUSR2   starts a new arbiter on the same sockets, and leaves when that one is ready
+SIGTTIN   one worker more
+SIGTTOU   one worker less
 SIGCHLD   reaps, and replaces what died
-========  =======================================================
+========  =============================================================================
+
+SIGWINCH has no meaning here: a terminal sends it when its window changes.
 """
 
 from __future__ import annotations
@@ -30,14 +43,17 @@ import logging
 import os
 import select
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
-from fluxor_fast.arbiter.adaptive import AdaptiveLimit, AdaptiveSettings, Look
-from fluxor_fast.arbiter.shared import LOOK_SECONDS, SharedMemory, State, Word
+from fluxor_fast.arbiter.adapting import Adapting
+from fluxor_fast.arbiter.crew import MARGIN, Crew, Version, Worker
+from fluxor_fast.arbiter.reload import fixed
+from fluxor_fast.arbiter.replacing import Replacing
+from fluxor_fast.arbiter.roll import indexes_for, most_workers
+from fluxor_fast.arbiter.shared import SharedMemory, State, Word
 from fluxor_fast.arbiter.sockets import (
     SocketFile,
     bind_listeners,
@@ -46,20 +62,16 @@ from fluxor_fast.arbiter.sockets import (
     place_of,
     provide_descriptors,
 )
+from fluxor_fast.arbiter.upgrade import Inherited, Successor, home, is_alive
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import BootError
+from fluxor_fast.observability.logs import reopen
 
-__all__ = ["Arbiter", "Backoff", "WorkerMain"]
+__all__ = ["Arbiter", "Backoff", "Version"]
 
 log = logging.getLogger("fluxor_fast.arbiter")
-
-WorkerMain = Callable[[Settings, SharedMemory, int, socket.socket, int], int]
-"""Runs a worker in the child: settings, memory, index, listener, lifeline → exit code."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 TICK = 0.1  # seconds between two looks at the workers
 REFRESH = 1.0  # seconds between two looks at files that workers inherit
-MARGIN = 2.0  # seconds a worker gets beyond the graceful timeout to leave by itself
 
 
 @dataclass(slots=True)
@@ -86,53 +98,58 @@ class Backoff:
         return min(self.first * 2.0 ** (self._early - 2), self.longest)
 
 
-@dataclass(slots=True)
-class _Worker:
-    pid: int
-    started: float
-    killed: str = ""  # why the arbiter ended it
-
-
 class Arbiter:
     """The master of one instance.
 
-    :param worker_main: what a worker process runs.
+    :param version: what the workers are started with.
     :param announce: called once with the place (``sockets.place_of``) when all workers are ready.
-    :param refresh: called about once a second: what workers inherit is to be as new as theirs.
+    :param reload: what reads the settings anew; without it SIGHUP only replaces the workers.
+    :param inherited: what the arbiter has left that this one is to take the place of.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        worker_main: WorkerMain,
+        version: Version,
         announce: Callable[[str], None] = lambda place: None,
-        refresh: Callable[[], object] = lambda: None,
+        reload: Callable[[Version], Version] = lambda version: version,
+        inherited: Inherited | None = None,
     ) -> None:
-        self._settings = settings
-        self._worker_main = worker_main
         self._announce = announce
-        self._refresh = refresh
-        self._refreshed = time.monotonic()
-        self._count = settings.server.worker_count
-        self._memory = SharedMemory(self._count)
-        self._workers: dict[int, _Worker] = {}
-        self._due: dict[int, float] = {}  # index → when its worker is to be replaced
-        self._backoff = [Backoff() for _ in range(self._count)]
-        self._listeners: list[socket.socket] = []
+        self._inherited = inherited
+        self._folder = home()
+        count = version.settings.server.worker_count
+        self._memory = inherited.memory if inherited else SharedMemory(indexes_for(count))
+        most = most_workers(self._memory.workers)
+        self._replacing = Replacing(version, most, reload, self._folder)
+        self._listeners = self._replacing.listeners
+        self._crew = Crew(self._memory, self._listeners)
+        self._due: dict[int, float] = {}  # seat → when its worker is to be started
+        self._backoff: dict[int, Backoff] = {}  # by seat
         self._socket_file: SocketFile | None = None
+        self._successor: Successor | None = None
+        self._refreshed = time.monotonic()
         self._serving = False  # all workers were ready once
         self._stopping = False
-        self._kill_at = float("inf")
-        self._adaptive: AdaptiveLimit | None = None
-        if settings.server.adaptive:
-            ceiling = settings.server.capacity.normal
-            floor = min(settings.server.adaptive_floor, ceiling)
-            self._adaptive = AdaptiveLimit(
-                AdaptiveSettings(ceiling=ceiling, floor=floor), time.monotonic()
-            )
-        self._looked = (0.0, self._memory.totals())  # when last, and what it showed
+        self._close_at = inf
+        self._adapt_anew()
         self._exit_code = 0
         self._boot_code: int | None = None
+        scale = self.scale
+        self._actions: dict[int, tuple[str, Callable[[], None]]] = {
+            signal.SIGTERM: ("stopping", self.stop),
+            signal.SIGINT: ("stopping", self._interrupted),
+            signal.SIGQUIT: ("stopping at once", self.end),
+            signal.SIGHUP: ("reload", self.reload),
+            signal.SIGUSR1: ("opening the log files anew", self.reopen_logs),
+            signal.SIGUSR2: ("upgrade", self.upgrade),
+            signal.SIGTTIN: ("one worker more", lambda: scale(self._replacing.wanted + 1)),
+            signal.SIGTTOU: ("one worker less", lambda: scale(self._replacing.wanted - 1)),
+            signal.SIGCHLD: ("", lambda: None),  # the loop reaps each time round
+        }
+
+    @property
+    def _settings(self) -> Settings:
+        return self._replacing.version.settings
 
     def run(self) -> int:
         """Serve until told to stop; return the exit code of the instance.
@@ -140,23 +157,20 @@ class Arbiter:
         :raises ListenError: if the address cannot be had.
         :raises BootError: if the workers cannot start.
         """
-        server = self._settings.server
         self._bind()
         place = place_of(self._listeners[0])
-        provide_descriptors(server.capacity.max_connections)
-        self._lifeline = os.pipe()
-        wake_in, wake_out = os.pipe()
-        os.set_blocking(wake_in, False)
-        os.set_blocking(wake_out, False)
-        self._wake = (wake_in, wake_out)
-        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        provide_descriptors(self._settings.server.capacity.max_connections)
+        wake = wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        before = {number: signal.signal(number, lambda *_: None) for number in self._actions}
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
         # what is loaded now is shared by all workers; an untouched object's page stays shared
         gc.collect()
         gc.freeze()
+        self._started = time.monotonic()
+        self._due[0] = self._started
         try:
-            self._spawn(0)
-            while self._workers or self._due:
+            while self._crew.workers or self._due:
+                self._look_after(place)
                 select.select([wake_in], [], [], self._pause())
                 try:
                     for number in os.read(wake_in, 512):
@@ -164,66 +178,139 @@ class Arbiter:
                 except BlockingIOError:
                     pass
                 self._reap()
-                self._look_after(place)
             return self._finish()
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for fd in (*self._wake, *self._lifeline):
+            for fd in (*wake, *self._crew.lifeline):
                 os.close(fd)
             self._close_listeners()
 
     def _bind(self) -> None:
         server = self._settings.server
-        if server.uds is not None:
-            self._listeners, self._socket_file = bind_unix(
-                server.uds, int(server.uds_mode, 8), self._count, server.backlog
-            )
+        if self._inherited is not None:
+            self._listeners += self._inherited.listeners
+        elif server.uds is not None:
+            mode = int(server.uds_mode, 8)
+            listeners, self._socket_file = bind_unix(server.uds, mode, 1, server.backlog)
+            self._listeners += listeners
         elif server.fd is not None:
-            self._listeners = inherit(server.fd, self._count)
+            self._listeners += inherit(server.fd, 1)
         else:
-            self._listeners = bind_listeners(
-                server.host, server.port, self._count, shared=server.listener == "shared"
-            )
+            count = 1 if self._replacing.common else self._replacing.seats
+            self._listeners += bind_listeners(server.host, server.port, count)
 
-    # signals
+    # what signals ask for
 
     def _on_signal(self, number: int) -> None:
-        if number == signal.SIGCHLD:
-            return
-        log.info("%s: %s", signal.Signals(number).name, "stopping")
-        if number == signal.SIGQUIT or (number == signal.SIGINT and self._stopping):
-            self._stop(0.0)
-        elif not self._stopping:
-            self._stop(self._settings.server.graceful_timeout + MARGIN)
+        what, action = self._actions[number]
+        if what:
+            log.info("%s: %s", signal.Signals(number).name, what)
+        action()
 
-    def _stop(self, seconds: float) -> None:
+    def stop(self) -> None:
+        """Drain and leave."""
+        self._back_out()
+        if not self._stopping:
+            server = self._settings.server
+            self._stop(server.graceful_timeout + MARGIN, delay=server.drain_delay)
+
+    def end(self) -> None:
+        """End the workers and leave."""
+        self._back_out()
+        self._stop(0.0)
+
+    def _interrupted(self) -> None:
+        if self._stopping:
+            self.end()
+        else:
+            self.stop()
+
+    def reload(self) -> None:
+        """Read the settings anew and replace the workers, one at a time."""
+        if self._goes_on("reload"):
+            self._replacing.reload()
+
+    def scale(self, workers: int) -> None:
+        """Have so many workers, as far as that is allowed."""
+        if self._goes_on("scaling"):
+            self._replacing.scale(workers)
+
+    def _goes_on(self, what: str) -> bool:
+        if self._stopping or not self._serving:
+            log.warning("no %s while the instance starts or stops", what)
+            return False
+        return True
+
+    def reopen_logs(self) -> None:
+        """Open the log files anew, in all workers too."""
+        reopen()
+        self._crew.reopen_logs()
+
+    def upgrade(self) -> None:
+        """Start a new arbiter on the same sockets; leave when it is ready."""
+        if reason := self._cannot_upgrade():
+            log.error("no upgrade: %s", reason)
+            return
+        self._successor = Successor(
+            self._memory, self._listeners, fixed(self._settings), self._folder
+        )
+        log.info("upgrade: arbiter %d is starting", self._successor.pid)
+
+    def _cannot_upgrade(self) -> str:
+        if self._stopping or not self._serving:
+            return "the instance starts or stops"
+        if self._successor is not None:
+            return f"arbiter {self._successor.pid} is starting already"
+        if self._inherited is not None:
+            return f"arbiter {self._inherited.pid} has not left yet"
+        if self._replacing.roll is not None:
+            return f"a {self._replacing.roll.what} is under way; try again when it is done"
+        if self._settings.database.embedded is not None:
+            return "the embedded database is this arbiter's, and would stop with it"
+        if os.getpid() == 1:
+            return "the container would end with its first process; replace the container"
+        return ""
+
+    def _back_out(self) -> None:
+        """End a new arbiter that is not ready: it is the whole instance that stops."""
+        successor = self._successor
+        if successor is not None and not successor.look():
+            os.kill(successor.pid, signal.SIGTERM)  # not reaped yet
+
+    def _stop(self, seconds: float, *, delay: float = 0.0, gently: bool = False) -> None:
         """Drain; what is left after ``seconds`` is ended."""
+        now = time.monotonic()
         self._stopping = True
+        self._replacing.cancel()
         self._due.clear()
-        self._close_listeners()
-        self._kill_at = min(self._kill_at, time.monotonic() + seconds)
-        if seconds > 0:
-            for worker in self._workers.values():
-                self._signal(worker, signal.SIGTERM)
+        self._close_at = min(self._close_at, now + delay)
+        self._crew.stop(now + delay + seconds, gently=gently)
 
     # the loop's work
 
     def _pause(self) -> float:
-        due = min((*self._due.values(), self._kill_at)) - time.monotonic()
-        return max(0.0, min(0.05 if not self._serving else TICK, due))
+        busy = not self._serving or self._replacing.roll is not None or self._successor is not None
+        times = (worker.kill_at for worker in self._crew.workers.values())
+        due = min((self._close_at, *self._due.values(), *times)) - time.monotonic()
+        return max(0.0, min(0.02 if busy else TICK, due))
 
     def _reap(self) -> None:
-        for index, worker in list(self._workers.items()):
+        for index, worker in list(self._crew.workers.items()):
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid:
                 self._bury(index, worker, os.waitstatus_to_exitcode(status))
+        successor = self._successor
+        if successor is not None and (code := successor.left()) is not None:
+            then = "nobody serves now" if successor.ready else "this one goes on"
+            log.error("upgrade: arbiter %d left with code %d; %s", successor.pid, code, then)
+            successor.close()
+            self._successor = None
 
-    def _bury(self, index: int, worker: _Worker, code: int) -> None:
+    def _bury(self, index: int, worker: Worker, code: int) -> None:
         """Deal with a worker that has left: free what it held, and replace it if need be."""
-        del self._workers[index]
-        self._memory.fold(index)
+        self._crew.bury(index)
         if self._stopping:
             if code != 0:
                 self._exit_code = self._exit_code or 1
@@ -231,66 +318,100 @@ class Arbiter:
         how = worker.killed or (
             f"was ended by {signal.Signals(-code).name}" if code < 0 else f"left with code {code}"
         )
+        if worker.leaving:
+            if code != 0:
+                log.warning("worker %d (pid %d) %s while it drained", index, worker.pid, how)
+            return
         if not self._serving:
             # exit codes of boot errors have been explained by the worker itself
-            if self._boot_code is None:
-                self._boot_code = code if code > 0 else BootError.exit_code
-                if code <= 0:
-                    log.error("worker %d (pid %d) %s before it was ready", index, worker.pid, how)
-            self._stop(MARGIN)
+            if code <= 0 and self._boot_code is None:
+                log.error("worker %d (pid %d) %s before it was ready", index, worker.pid, how)
+            self._give_up(code if code > 0 else BootError.exit_code)
             return
         now = time.monotonic()
-        delay = self._backoff[index].after(now - worker.started)
-        log.warning(
-            "worker %d (pid %d) %s; replaced %s",
-            index,
-            worker.pid,
-            how,
-            f"in {delay:.1f} s" if delay else "at once",
-        )
-        self._due[index] = now + delay
+        replacing, seat = self._replacing, worker.seat
+        if replacing.roll is not None and replacing.roll.successor == index:
+            log.error("worker %d (pid %d) %s before it was ready", index, worker.pid, how)
+            replacing.failed(self._crew)
+        then = "others have its place"
+        if seat < replacing.seats and seat not in self._crew.occupied():
+            delay = self._backoff.setdefault(seat, Backoff()).after(now - worker.started)
+            self._due[seat] = now + delay
+            then = f"replaced in {delay:.1f} s" if delay else "replaced at once"
+        log.warning("worker %d (pid %d) %s; %s", index, worker.pid, how, then)
+
+    def _give_up(self, code: int) -> None:
+        if self._boot_code is None:
+            self._boot_code = code
+        self._stop(MARGIN)
 
     def _look_after(self, place: str) -> None:
         """Start what is due, end what hangs, notice what has become ready."""
         now = time.monotonic()
-        if now >= self._kill_at:
-            for index, worker in self._workers.items():
-                log.warning("worker %d (pid %d) outlasted its time: SIGKILL", index, worker.pid)
-                self._signal(worker, signal.SIGKILL)
-            self._kill_at = now + 1.0
+        if now >= self._close_at:
+            self._close_at = inf
+            self._close_listeners()
+        self._crew.end_overdue(now)
         if self._stopping:
             return
         if now - self._refreshed >= REFRESH:
             self._refreshed = now
-            self._refresh()
-        for index in [index for index, due in self._due.items() if due <= now]:
-            del self._due[index]
-            self._spawn(index)
-        for index, worker in self._workers.items():
+            self._replacing.version.refresh()
+        occupied = self._crew.occupied()
+        for seat in [seat for seat, due in self._due.items() if due <= now]:
+            # a roll may have put a worker there, or the seat may be no more
+            if seat in occupied or seat >= self._replacing.seats or self._spawn(seat):
+                del self._due[seat]
+            else:
+                self._due[seat] = now + TICK  # when an index is free
+        for index, worker in self._crew.workers.items():
             self._check_health(index, worker, now)
-        if self._adaptive is not None:
-            self._adapt(self._adaptive, now)
+        if self._adapting is not None and self._successor is None:
+            self._adapting.look(now)
         if not self._serving:
-            ready = [self._memory.region(i)[Word.STATE] == State.READY for i in self._workers]
-            if all(ready):
-                if len(ready) == self._count:
-                    self._serving = True
-                    self._announce(place)
-                else:
-                    for index in range(1, self._count):
-                        self._spawn(index)
-
-    def _adapt(self, adaptive: AdaptiveLimit, now: float) -> None:
-        """Publish the limit that fits what was seen since the last look."""
-        then, before = self._looked
-        if now - then < LOOK_SECONDS:
+            self._start(place, now)
             return
-        after = self._memory.totals()
-        self._looked = (now, after)
-        look = Look.between(before, after, sum(self._memory.permits))
-        self._memory.limit[0] = adaptive.update(look, now)
+        if self._replacing.look(self._crew):
+            self._adapt_anew()
+        if self._successor is not None and self._successor.look():
+            self._hand_over(self._successor)
+        old = self._inherited
+        if old is not None and old.gone and old.reclaim(is_alive):
+            log.info("upgrade: arbiter %d has left", old.pid)
+            self._inherited = None
 
-    def _check_health(self, index: int, worker: _Worker, now: float) -> None:
+    def _start(self, place: str, now: float) -> None:
+        """Start the other workers when the first is ready; announce when all are."""
+        ready = [self._crew.state(index) == State.READY for index in self._crew.workers]
+        seats = self._replacing.seats
+        if self._due and now - self._started > self._settings.server.boot_timeout:
+            log.error("there is no place in the shared memory for %d workers", seats)
+            self._give_up(BootError.exit_code)
+        elif not self._due and all(ready):
+            if len(ready) < seats:
+                self._due = dict.fromkeys(range(1, seats), now)
+                return
+            self._serving = True
+            self._announce(place)
+            if self._inherited is not None:
+                self._inherited.say_ready()
+                uds = self._settings.server.uds
+                self._socket_file = None if uds is None else SocketFile(uds)
+
+    def _hand_over(self, successor: Successor) -> None:
+        """Leave to the new arbiter what this one has, and drain."""
+        log.info("upgrade: arbiter %d is ready; this one leaves", successor.pid)
+        self._socket_file = None
+        self._stop(self._settings.server.graceful_timeout + MARGIN, gently=True)
+
+    def _adapt_anew(self) -> None:
+        server = self._settings.server
+        self._adapting: Adapting | None = None
+        self._memory.limit[0] = 0  # none adapted to: workers go by the static one
+        if server.adaptive:
+            self._adapting = Adapting(server, self._memory, time.monotonic())
+
+    def _check_health(self, index: int, worker: Worker, now: float) -> None:
         if worker.killed:
             return
         server = self._settings.server
@@ -305,45 +426,11 @@ class Arbiter:
         ):
             worker.killed = f"was not ready after {server.boot_timeout:g} s and was ended"
         if worker.killed:
-            self._signal(worker, signal.SIGKILL)
+            self._crew.signal(index, signal.SIGKILL)
 
-    # processes
-
-    @staticmethod
-    def _signal(worker: _Worker, number: signal.Signals) -> None:
-        os.kill(worker.pid, number)  # not reaped yet, so the pid is still this worker's
-
-    def _spawn(self, index: int) -> None:
-        started = time.monotonic()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid:
-            self._workers[index] = _Worker(pid, started)
-            return
-        code = 1
-        try:
-            code = self._child(index)
-        except BaseException:
-            log.exception("worker %d failed", index)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)  # the arbiter's own exit handlers are not the child's
-
-    def _child(self, index: int) -> int:
-        signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the arbiter
-        for fd in (*self._wake, self._lifeline[1]):
-            os.close(fd)
-        for at, listener in enumerate(self._listeners):
-            if at != index:
-                listener.close()
-        return self._worker_main(
-            self._settings, self._memory, index, self._listeners[index], self._lifeline[0]
-        )
+    def _spawn(self, seat: int) -> bool:
+        replacing = self._replacing
+        return self._crew.spawn(seat, replacing.share(seat), replacing.version) is not None
 
     def _close_listeners(self) -> None:
         if self._socket_file is not None:

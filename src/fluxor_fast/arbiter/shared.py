@@ -1,17 +1,23 @@
 """The memory that arbiter and workers share: one mapping, made before the first fork.
 
+There are more indexes than workers: one that drains and its successor are two workers with two
+indexes of one and the same limit. An upgraded arbiter takes the mapping over, so the limit
+holds over the workers of both.
+
 Everything is 8-byte words in a memfd, read and written through a ``memoryview`` cast to ``Q``:
 an aligned 8-byte store is seen whole or not at all (``struct.pack_into`` gives no such promise).
 
 Layout, in words::
 
-    header   magic, layout version, workers, fold sequence, start (epoch seconds),
+    header   magic, layout version, worker indexes, fold sequence, start (epoch seconds),
              limit (what normal requests are refused at; 0: the static one), key (2 words)
     permits      one word per worker index   requests in the system
     slots        one word per worker index   requests running that wait for something
     connections  one word per worker index   open connections
     claims       one word per worker index   requests waiting for a slot
     routes       ROUTES rows of one word per worker index   requests in one route with a limit
+    owners       one word per worker index   pid of the arbiter that uses it; 0: it is free
+    route keys   ROUTES words: which route each row of ``routes`` belongs to
     base         one region: the counters of workers that are gone
     regions      one region per worker index
     clients      one row of CLIENTS buckets per worker index: connections by client address
@@ -20,21 +26,28 @@ Layout, in words::
 Rules:
 
 1. One writer per word: the worker of that index; the arbiter only before it forks that worker
-   or after it has reaped it. The header and the base region are the arbiter's.
+   or after it has reaped it. The header, the owners and the base region are the arbiter's, and
+   during an upgrade there are two: they take turns by a lock of the kernel's.
 2. Counters only grow while their worker lives. When it is reaped they are *folded*: added to
    the base and set to zero, within an odd-even sequence (a seqlock), so that a reader never
    sees a total go back or count twice.
 3. Gauges are zeroed at the reap: a dead worker holds nothing.
 4. Counters decide nothing: admission reads permits, slots, connections, claims, routes, clients
    and the limit, never a counter.
+5. A row of ``routes`` belongs to a route, not to a place in the order of registration: while an
+   application is reloaded, workers with other routes live side by side. A row is another route's
+   when no worker uses it any more, which the workers' ``ROUTES`` words tell.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import secrets
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
@@ -54,6 +67,7 @@ _HEADER: Final = 8
 _FOLD: Final = 3
 _LIMIT: Final = 5
 _KEY: Final = 6
+_ARBITERS, _ROUTES = 1 << 16, (1 << 16) + 1  # bytes of the file that are locked; limits are below
 
 LOOK_SECONDS: Final = 0.25
 """How often the arbiter looks when it adapts the limit; the histogram must be fresh by then."""
@@ -93,7 +107,7 @@ class State(IntEnum):
 
 
 class Word(IntEnum):
-    """The words of a region. Up to ``DB_WAITING`` they are gauges, from ``OFFERED`` counters."""
+    """The words of a region. Up to ``ROUTES`` they are gauges, from ``OFFERED`` counters."""
 
     PID = 0
     STATE = 1
@@ -101,14 +115,15 @@ class Word(IntEnum):
     DB_SIZE = 3
     DB_AVAILABLE = 4
     DB_WAITING = 5
+    ROUTES = 6  # one bit for each row of routes that this worker uses
     # requests: offered = accepted + Σ shed + waiting;
     # accepted = completed + aborted + in flight + lost in a crash
-    OFFERED = 6
-    ACCEPTED = 7
-    COMPLETED = 8
-    ABORTED = 9
-    LOST = 10
-    SHED = 11  # one word per reason
+    OFFERED = 7
+    ACCEPTED = 8
+    COMPLETED = 9
+    ABORTED = 10
+    LOST = 11
+    SHED = 12  # one word per reason
     RESPONSES = SHED + len(SHED_REASONS)  # one word per status class, 1xx to 5xx
     DURATION_US = RESPONSES + 5  # sum of the durations, microseconds
     PROXY = DURATION_US + 1  # connections closed for want of a PROXY header, a word per reason
@@ -120,6 +135,9 @@ _USED: Final = int(Word.BUCKETS) + len(BOUNDS) + 1
 REGION: Final = (_USED + 7) // 8 * 8  # whole cache lines
 
 
+_NOTHING: Final = bytes(8 * REGION)
+
+
 class SharedMemory:
     """The mapping. Made by the arbiter, inherited by the workers through the fork.
 
@@ -127,28 +145,99 @@ class SharedMemory:
     """
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
-        row = (workers + 7) // 8 * 8  # whole cache lines
-        self._base = _HEADER + (4 + ROUTES) * row
-        clients = self._base + (workers + 1) * REGION
-        size = 8 * (clients + workers * CLIENTS)
-        self.fd = os.memfd_create("fluxor-fast", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, size)
-        self._words = memoryview(mmap.mmap(self.fd, size)).cast("Q")
-        rows = [
-            self._words[_HEADER + at * row : _HEADER + at * row + workers]
-            for at in range(4 + ROUTES)
-        ]
-        self.permits, self.slots, self.connections, self.claims = rows[:4]
-        self.routes = rows[4:]
-        self.limit = self._words[_LIMIT : _LIMIT + 1]
-        self.clients = self._words[clients:]
+        self._map(os.memfd_create("fluxor-fast", os.MFD_CLOEXEC), workers)
         for at in (_KEY, _KEY + 1):
             self._words[at] = secrets.randbits(64)
         self._words[1] = LAYOUT_VERSION
         self._words[2] = workers
         self._words[4] = int(time.time())
         self._words[0] = _MAGIC
+
+    @classmethod
+    def adopt(cls, fd: int) -> SharedMemory:
+        """Return the mapping that another arbiter has made, from its descriptor.
+
+        :raises ValueError: if this version does not know its layout; it says why.
+        """
+        try:
+            header = os.pread(fd, 8 * _HEADER, 0)
+        except OSError as error:
+            raise ValueError(f"it cannot be read: {error.strerror}") from error
+        words = memoryview(header).cast("Q") if len(header) == 8 * _HEADER else None
+        if words is None or words[0] != _MAGIC:
+            raise ValueError("it is something else")
+        if words[1] != LAYOUT_VERSION:
+            raise ValueError(
+                f"its layout is version {words[1]}, and this one knows version {LAYOUT_VERSION}"
+            )
+        memory = cls.__new__(cls)
+        memory._map(fd, words[2])
+        return memory
+
+    def _map(self, fd: int, workers: int) -> None:
+        self.fd = fd
+        self.workers = workers
+        row = (workers + 7) // 8 * 8  # whole cache lines
+        rows = 5 + ROUTES
+        self._base = _HEADER + rows * row + ROUTES
+        clients = self._base + (workers + 1) * REGION
+        size = 8 * (clients + workers * CLIENTS)
+        if os.fstat(fd).st_size != size:  # a new one; all of it is zero
+            os.ftruncate(fd, size)
+        self._words = memoryview(mmap.mmap(fd, size)).cast("Q")
+        views = [
+            self._words[_HEADER + at * row : _HEADER + at * row + workers] for at in range(rows)
+        ]
+        self.permits, self.slots, self.connections, self.claims = views[:4]
+        self.routes = views[4 : 4 + ROUTES]
+        self.owners = views[4 + ROUTES]
+        self._route_keys = self._words[self._base - ROUTES : self._base]
+        self.limit = self._words[_LIMIT : _LIMIT + 1]
+        self.clients = self._words[clients:]
+
+    @contextmanager
+    def _alone(self, byte: int) -> Iterator[None]:
+        """Keep other processes out; the kernel frees the lock of one that dies."""
+        fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, byte)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.fd, fcntl.LOCK_UN, 1, byte)
+
+    def claim(self, owner: int) -> int | None:
+        """Return an index for a new worker of the arbiter ``owner``; None: there is none free."""
+        with self._alone(_ARBITERS):
+            for index, taken in enumerate(self.owners):
+                if not taken:
+                    self.owners[index] = owner
+                    return index
+        return None
+
+    def claim_routes(self, index: int, keys: Sequence[int]) -> list[int]:
+        """Return a row of ``routes`` for each key, for the worker ``index``.
+
+        The same key gets the same row in all workers that live at the same time.
+
+        :param keys: not 0, and different.
+        :raises ValueError: if there are not enough rows.
+        """
+        with self._alone(_ROUTES):
+            used = 0
+            for other in range(self.workers):
+                used |= self.region(other)[Word.ROUTES] if other != index else 0
+            held = {self._route_keys[row]: row for row in range(ROUTES) if used >> row & 1}
+            free = iter([row for row in range(ROUTES) if not used >> row & 1])
+            rows = []
+            for key in keys:
+                row = held.get(key, -1)
+                if row < 0:
+                    row = next(free, -1)
+                    if row < 0:
+                        raise ValueError(f"there is room for {ROUTES}")
+                    self._route_keys[row] = key
+                rows.append(row)
+            self.region(index)[Word.ROUTES] = sum(1 << row for row in rows)
+        return rows
 
     def region(self, index: int) -> memoryview[int]:
         """Return the words of worker ``index``, by ``Word``."""
@@ -168,7 +257,9 @@ class SharedMemory:
             before = words[_FOLD]
             total = words[base : base + REGION].tolist()
             for index in range(self.workers):
-                total = [a + b for a, b in zip(total, self.region(index).tolist(), strict=True)]
+                region = self.region(index)
+                if region.tobytes() != _NOTHING:  # most indexes are spare ones
+                    total = [a + b for a, b in zip(total, region.tolist(), strict=True)]
             if before % 2 == 0 and words[_FOLD] == before:
                 return total
             # the arbiter may wait for this very core to end its fold; after so long it has
@@ -180,8 +271,13 @@ class SharedMemory:
     def fold(self, index: int) -> None:
         """Give back all that the dead worker ``index`` held, and keep what it counted.
 
-        Only the arbiter calls this, after it has reaped the worker.
+        Only the arbiter calls this, after it has reaped the worker. The index is free then.
         """
+        with self._alone(_ARBITERS):
+            self._fold(index)
+            self.owners[index] = 0
+
+    def _fold(self, index: int) -> None:
         for row in (self.permits, self.slots, self.connections, self.claims, *self.routes):
             row[index] = 0
         clients = self.clients[index * CLIENTS : (index + 1) * CLIENTS]
@@ -193,7 +289,7 @@ class SharedMemory:
         accepted = region[Word.OFFERED] - shed
         lost = accepted - region[Word.COMPLETED] - region[Word.ABORTED]
         region[Word.ACCEPTED] = accepted
-        words[_FOLD] += 1
+        words[_FOLD] |= 1  # it is odd already if an arbiter died in the middle of this
         for word in range(_COUNTERS, _USED):
             words[base + word] += region[word]
         words[base + Word.LOST] += max(lost, 0)

@@ -30,6 +30,7 @@ from fluxor_fast.errors import ListenError
 
 __all__ = [
     "SocketFile",
+    "another",
     "bind_listeners",
     "bind_unix",
     "inherit",
@@ -86,6 +87,25 @@ def bind_listeners(
         reason = _REASONS.get(error.errno or 0, os.strerror(error.errno or 0))
         raise ListenError(f"cannot listen on {host}:{port}: {reason}") from error
     return listeners
+
+
+def another(listener: socket.socket) -> socket.socket:
+    """Return one more socket bound to the address of ``listener``, which has ``SO_REUSEPORT``.
+
+    :raises ListenError: naming the address and why it cannot be had.
+    """
+    address = listener.getsockname()
+    made = socket.socket(listener.family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(address)
+        made.setblocking(False)
+    except OSError as error:
+        made.close()
+        reason = os.strerror(error.errno or 0)
+        raise ListenError(f"cannot listen on {place_of(listener)} again: {reason}") from error
+    return made
 
 
 class SocketFile:

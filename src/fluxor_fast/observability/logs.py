@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 
-__all__ = ["configure"]
+__all__ = ["configure", "reopen"]
 
 
 class _Formatter(logging.Formatter):
@@ -23,3 +23,10 @@ def configure(level: str) -> None:
     root.handlers[:] = [handler]
     root.propagate = False
     root.setLevel(level.upper())
+
+
+def reopen() -> None:
+    """Open the log files anew, by their names: they may have been rotated."""
+    for handler in logging.getLogger("fluxor_fast").handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()  # it opens its file again for the next line

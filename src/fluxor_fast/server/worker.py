@@ -4,10 +4,19 @@ The arbiter forks and calls ``run_worker``; the exit code is its return value. A
 cannot start says why in one line and leaves with the code of the error (see ``errors``); the
 arbiter halts on it.
 
-``SIGTERM`` drains: no new connections, idle ones are closed, what is in the system is answered
-with ``Connection: close``. ``SIGQUIT`` leaves at once. ``SIGINT`` is the arbiter's business: a
-terminal sends it to all processes. When the arbiter dies, the pipe to it reports the end, and
-the worker drains.
+``SIGTERM`` drains: for ``drain_delay`` the application says that it is not ready, and all else
+goes on; then there are no new connections, and what is in the system is answered, with
+``Connection: close``. ``SIGUSR2`` (``RETIRE``) drains while the instance goes on: without delay,
+and a successor accepts already. A drain takes ``graceful_timeout`` at most. Idle connections:
+
+* To close one while a request is on its way to it loses that request. So idle connections are
+  kept until their next answer, which closes them: at a ``RETIRE`` for nearly the whole time, at a
+  stop for ``IDLE_SECONDS``, so that clients that are busy meet it and idle ones do not delay it.
+* What waits in the queue of a listener at a stop is accepted first, for ``QUEUE_SECONDS`` at most.
+
+``SIGUSR1`` opens the log files anew. ``SIGQUIT`` leaves at once. ``SIGINT`` is the arbiter's
+business: a terminal sends it to all processes. When the arbiter dies, the pipe to it reports the
+end, and the worker drains.
 """
 
 from __future__ import annotations
@@ -19,13 +28,15 @@ import logging
 import os
 import resource
 import secrets
+import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
+from hashlib import blake2b
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -33,10 +44,12 @@ from typing import Any
 import uvloop
 
 from fluxor_fast.app import App
+from fluxor_fast.arbiter.forking import REOPEN, RETIRE
 from fluxor_fast.arbiter.shared import CLIENTS, LOOK_SECONDS, ROUTES, SharedMemory, State, Word
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import AppImportError, BootError, FluxorError
 from fluxor_fast.middleware.access_log import access_log
+from fluxor_fast.observability.logs import reopen
 from fluxor_fast.observability.metrics import InstanceMetrics
 from fluxor_fast.routing import Route
 from fluxor_fast.server.addresses import Trust
@@ -57,6 +70,9 @@ log = logging.getLogger("fluxor_fast.worker")
 
 SWEEP_SECONDS = 1.0
 SWEEP_SLICE = 0.002  # seconds of it at one go, as of handlers
+IDLE_SECONDS = 1.0
+LAST_SECONDS = 1.0  # of a drain: for requests that came at the last moment
+QUEUE_SECONDS = 0.25
 RESERVED_DESCRIPTORS = 24  # for listeners, connections that are being refused, logs, files
 # which byte of the shared file is locked for which limit
 PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)  # then one for each route
@@ -101,6 +117,21 @@ def _place(error: BaseException) -> str:
     return where
 
 
+def _route_key(route: Route) -> int:
+    name = f"{route.method} {route.path}".encode()
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), "big") | 1  # never 0
+
+
+async def _accept_what_waits(listeners: Sequence[socket.socket]) -> None:
+    """Let the loop accept until no connection waits in a queue; who waits there would be reset."""
+    poll = select.poll()
+    for listener in listeners:
+        poll.register(listener, select.POLLIN)
+    until = time.monotonic() + QUEUE_SECONDS
+    while poll.poll(0) and time.monotonic() < until:
+        await asyncio.sleep(0.001)
+
+
 def _room_for_connections() -> int:
     """Return how many connections this process can hold and still open what else it needs.
 
@@ -117,13 +148,13 @@ def run_worker(
     settings: Settings,
     memory: SharedMemory,
     index: int,
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     lifeline: int,
     certificates: Certificates | None = None,
 ) -> int:
     """Serve as worker ``index`` until told to stop; return the exit code.
 
-    :param listener: a bound and listening socket.
+    :param listeners: bound sockets.
     :param lifeline: reading end of a pipe whose other end only the arbiter holds.
     :param certificates: what the arbiter has read, if the listener is to speak TLS.
     """
@@ -133,7 +164,7 @@ def run_worker(
         app = load_app(settings.server.app)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             worker = Worker(settings, memory, index, app, certificates)
-            return runner.run(worker.serve(listener, lifeline))
+            return runner.run(worker.serve(listeners, lifeline))
     except FluxorError as error:
         log.error("%s", error)
         return error.exit_code
@@ -161,15 +192,19 @@ class Worker:
         self.region = memory.region(index)
         self.open: set[Open] = set()
         self._second = int(time.monotonic())  # of the last sweep
+        self._stop = asyncio.Event()
+        self._gently = True  # the instance goes on
+        self._keep_idle = inf  # until when idle connections are kept, once it drains
         self.threads = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
         app.settings = settings
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
 
-    async def serve(self, listener: socket.socket, lifeline: int) -> int:
+    async def serve(self, listeners: Sequence[socket.socket], lifeline: int) -> int:
         """Start, serve, drain."""
         loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGTERM, self._leave, False)
+        loop.add_signal_handler(RETIRE, self._leave, True)
+        loop.add_signal_handler(REOPEN, reopen)
         loop.add_signal_handler(signal.SIGQUIT, os._exit, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.set_blocking(lifeline, False)
@@ -177,7 +212,7 @@ class Worker:
         def orphaned() -> None:
             loop.remove_reader(lifeline)
             log.warning("the arbiter is gone: worker %d drains and leaves", self.index)
-            stop.set()
+            self._leave(gently=False)
 
         loop.add_reader(lifeline, orphaned)
         self._beat()
@@ -206,6 +241,7 @@ class Worker:
         factory = self._factory(service)
         servers = [
             await self._listen(loop, factory, each)
+            for listener in listeners
             for each in (listener, *(listener.dup() for _ in range(ACCEPTS - 1)))
         ]
         # what is there now stays: the collector need not look at it again, and the pages stay
@@ -218,18 +254,12 @@ class Worker:
         if self.settings.server.adaptive:
             reporter = loop.create_task(self._keep_reporting(runner))
 
-        await stop.wait()
-        self.region[Word.STATE] = State.DRAINING
-        for server in servers:
-            server.close()
-        runner.draining = True
-        for connection in list(self.open):
-            connection.close_idle()
-        graceful = self.settings.server.graceful_timeout
-        cancelled = await runner.finish(graceful)
-        if cancelled:
-            log.warning("%d requests did not end within %g s", cancelled, graceful)
-        await self._wait_closed(1.0)
+        await self._stop.wait()
+        if not self._gently:
+            self.app.stopping = True
+            await asyncio.sleep(self.settings.server.drain_delay)
+            await _accept_what_waits(listeners)
+        await self._drain(runner, servers)
         sweeper.cancel()
         if reporter is not None:
             reporter.cancel()
@@ -238,6 +268,32 @@ class Worker:
         self.threads.shutdown(wait=False, cancel_futures=True)
         runner.counters.publish_latencies()
         return 0
+
+    def _leave(self, gently: bool) -> None:
+        """Begin to drain; not ``gently``: the instance does not go on."""
+        if not gently:
+            self._gently = False
+            self._keep_idle = min(self._keep_idle, time.monotonic() + IDLE_SECONDS)
+        self._stop.set()
+
+    async def _drain(self, runner: BatchRunner, servers: Sequence[asyncio.Server]) -> None:
+        """Accept no more, answer what is in the system, close all connections."""
+        graceful = self.settings.server.graceful_timeout
+        begun = time.monotonic()
+        kept = max(graceful - LAST_SECONDS, graceful / 2)
+        self._keep_idle = begun + (kept if self._gently else min(IDLE_SECONDS, kept))
+        for server in servers:
+            server.close()
+        self.region[Word.STATE] = State.DRAINING
+        runner.draining = True
+        while self.open and time.monotonic() < self._keep_idle:
+            await asyncio.sleep(0.005)
+        for connection in list(self.open):
+            connection.close_idle()
+        cancelled = await runner.finish(max(begun + graceful - time.monotonic(), 0.0))
+        if cancelled:
+            log.warning("%d requests did not end within %g s", cancelled, graceful)
+        await self._wait_closed(1.0)
 
     def _factory(self, service: Service) -> Callable[[], asyncio.Protocol]:
         """Return what makes the protocol object of a new connection."""
@@ -352,18 +408,20 @@ class Worker:
     def _route_limits(
         self, limit: Callable[[memoryview[int], int], SharedLimit]
     ) -> dict[Route, SharedLimit]:
-        """Return the limits of the routes that have one, in rows by order of registration.
+        """Return the limits of the routes that have one.
 
-        All workers run the same application, so they agree on the rows.
+        By what a route is called, not by its place: a worker with the next version of the
+        application may have others, and counts with this one where they are the same.
         """
         limited = [route for route in self.app.routes if route.max_in_flight is not None]
-        rows = self.memory.routes
-        if len(limited) > len(rows):
-            raise BootError(
-                f"{len(limited)} routes have max_in_flight; there is room for {len(rows)}"
-            )
+        keys = [_route_key(route) for route in limited]
+        try:
+            rows = self.memory.claim_routes(self.index, keys)
+        except ValueError as error:
+            raise BootError(f"{len(limited)} routes have max_in_flight; {error}") from error
         return {
-            route: limit(rows[at], CONNECTIONS_BYTE + 1 + at) for at, route in enumerate(limited)
+            route: limit(self.memory.routes[row], CONNECTIONS_BYTE + 1 + row)
+            for route, row in zip(limited, rows, strict=True)
         }
 
     def _beat(self) -> None:

@@ -64,7 +64,7 @@ def add_routes(app: App) -> None:
         "/ready",
         {
             200: Answer("It takes traffic.", Readiness),
-            503: Answer("It is nearly full, or without its database.", Readiness),
+            503: Answer("It is nearly full, about to stop, or without its database.", Readiness),
         },
     )(ready)
     exempt(
@@ -105,7 +105,7 @@ def ready(request: Request) -> Readiness | tuple[int, Readiness]:
     app = request.app
     now = app.metrics.snapshot()
     queue, ccu = now.queue_utilization, now.ccu_utilization
-    server_ready = has_room(queue, ccu)
+    server_ready = has_room(queue, ccu) and not app.stopping
     database_ready = app.state.runtime.database.ready
     answer: Readiness = {
         "ready": server_ready and database_ready,

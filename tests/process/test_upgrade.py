@@ -1,0 +1,167 @@
+"""SIGUSR2: a new arbiter on the same sockets, in the same shared memory; or no new one at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from fluxor_fast.arbiter.shared import SharedMemory
+from tests.process.test_reload import APP, EXACT, LIMIT, told
+from tests.support.server import LiveServer, eventually, get
+from tests.support.steady import Steady, ended
+
+
+@contextmanager
+def serving(app: str, *flags: str, **how: object) -> Iterator[LiveServer]:
+    """As ``LiveServer``, and the arbiters that follow are stopped too."""
+    with LiveServer(app, "--graceful-timeout=4", *flags, **how) as server:  # type: ignore[arg-type]
+        try:
+            yield server
+        finally:
+            for pid in successors(server):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            if server.process.poll() is None:
+                server.process.terminate()
+            for pid in successors(server):
+                eventually(lambda pid=pid: ended(pid), f"{pid} has left\n{server.log}")
+
+
+def successors(server: LiveServer) -> list[int]:
+    return [int(pid) for pid in re.findall(r"upgrade: arbiter (\d+) is starting", server.log)]
+
+
+def upgraded(server: LiveServer, pid: int, times: int = 1) -> int:
+    """Have arbiter ``pid`` upgraded; return the new one's pid when the old one has left."""
+    os.kill(pid, signal.SIGUSR2)
+    told(server, "is ready; this one leaves", times)
+    if pid == server.process.pid:
+        assert server.process.wait(10) == 0  # else it would stay as a zombie
+    told(server, f"upgrade: arbiter {pid} has left")
+    return successors(server)[-1]
+
+
+def test_the_new_arbiter_takes_over_the_limit_is_exact_and_nobody_notices(tmp_path: Path) -> None:
+    """Twice in a row, with more clients than the limit all the time, and totals that go on."""
+    file = tmp_path / "inside"
+    file.write_bytes(struct.pack("qq", 0, 0))
+    flags = ("--workers=2", *EXACT)
+    with serving("inside:app", *flags, env={"INSIDE_FILE": str(file)}) as server:
+        first = server.process.pid
+        port = server.port
+        with Steady(port, 20, refusals=True) as clients, Steady(port, 2, "/who") as exempt:
+            eventually(lambda: clients.answered > 100, "busy")
+            second = upgraded(server, first)
+            assert get(port, "/who").json["arbiter"] == second
+            third = upgraded(server, second, 2)
+        assert len({first, second, third}) == 3
+        assert {get(port, "/who").json["arbiter"] for _ in range(8)} == {third}
+        figures = eventually(
+            lambda: (f := get(port, "/figures").json)["ccu"] == 0 and f, "all permits are back"
+        )
+        assert figures["workers"] == 2
+        inside, most = struct.unpack("qq", file.read_bytes())
+        assert (inside, most) == (0, LIMIT)
+        assert clients.failures == exempt.failures == []
+        assert figures["completed"] >= clients.statuses[200] + exempt.answered
+
+
+def test_a_new_arbiter_that_does_not_start_changes_nothing(tmp_path: Path) -> None:
+    """Neither one with a broken application, nor one told to stop before it is ready."""
+    (tmp_path / "site_app.py").write_text(APP.format(version=1))
+    flags = ("--workers=1", "--queue-target=0")
+    env = {"PYTHONDONTWRITEBYTECODE": "1"}
+    with serving("site_app:app", *flags, cwd=tmp_path, env=env) as server:
+        old = server.workers
+        with Steady(server.port, 4) as clients:
+            (tmp_path / "site_app.py").write_text("raise RuntimeError('broken on purpose')")
+            server.signal(signal.SIGUSR2)
+            told(server, "left with code 4; this one goes on")
+            (tmp_path / "site_app.py").write_text("import time; time.sleep(60)")
+            server.signal(signal.SIGUSR2)
+            told(server, "is starting", 2)
+            back_out = successors(server)[-1]
+            eventually(lambda: worker_of(back_out), "it has a worker")
+            server.signal(signal.SIGUSR2)
+            told(server, f"no upgrade: arbiter {back_out} is starting already")
+            os.kill(back_out, signal.SIGTERM)
+            told(server, f"upgrade: arbiter {back_out} left with code")
+            assert server.workers == old
+            assert get(server.port, "/").json["version"] == 1
+        assert clients.failures == []
+
+
+def worker_of(arbiter: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{arbiter}/task/{arbiter}/children").read_text()
+    return ""
+
+
+def test_a_unix_socket_goes_over_and_what_cannot_change_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    (tmp_path / "site.yaml").write_text(f"server: {{uds: {path}}}\n")
+    flags = (f"--config={tmp_path / 'site.yaml'}", "--workers=1")
+    with serving("held:app", *flags, wait=False) as server:
+        eventually(lambda: "serves held:app" in server.log, "announced", 20)
+        first = server.process.pid
+        (tmp_path / "site.yaml").write_text(f"server: {{uds: {tmp_path / 'other'}}}\n")
+        with Steady(str(path), 4, fresh=True) as clients:
+            second = upgraded(server, first)
+        assert clients.failures == []
+        assert "server.uds cannot change while the instance serves: as before" in server.log
+        assert path.exists()
+        os.kill(second, signal.SIGTERM)
+        eventually(lambda: ended(second), "stopped")
+        assert not path.exists()
+
+
+def test_an_old_arbiter_that_is_killed_leaves_its_indexes_to_the_new_one() -> None:
+    with serving("held:app", "--workers=2", "--graceful-timeout=30") as server:
+        first = server.process.pid
+        with Steady(server.port, 4, "/hold?1", refusals=True):
+            eventually(lambda: get(server.port, "/figures").json["ccu"] == 4, "held")
+            os.kill(first, signal.SIGUSR2)
+            told(server, "is ready; this one leaves")
+            os.kill(first, signal.SIGKILL)
+            server.process.wait(5)
+        told(server, f"upgrade: arbiter {first} has left")
+        figures = eventually(
+            lambda: (f := get(server.port, "/figures").json)["ccu"] == 0 and f, "permits are back"
+        )
+        assert figures["workers"] == 2
+        second = successors(server)[-1]
+        upgraded(server, second, 2)  # there is room for one more pair
+
+
+@pytest.mark.parametrize("what", ["version", "magic"])
+def test_a_memory_with_another_layout_is_refused(what: str, tmp_path: Path) -> None:
+    memory = SharedMemory(8)
+    memory._words[1 if what == "version" else 0] = 99
+    read, write = os.pipe()
+    message = (
+        f'{{"pid": {os.getpid()}, "memory": {memory.fd}, "listeners": [],'
+        f' "report": {write}, "settings": "{{}}"}}'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "fluxor_fast", "serve", "held:app"],
+        env={**os.environ, "_FLUXOR_UPGRADE": message},
+        pass_fds=(memory.fd, write),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    os.close(read)
+    os.close(write)
+    assert done.returncode == 3
+    assert "cannot be taken over, so the limit would not hold" in done.stderr
+    assert ("version 99" in done.stderr) == (what == "version")
+    assert "Traceback" not in done.stderr
