@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from fluxor_fast import __version__
 from fluxor_fast.arbiter.arbiter import Arbiter
-from fluxor_fast.config import Settings, knobs, load, masked
+from fluxor_fast.config import Settings, knobs, load, masked, secrets_of
 from fluxor_fast.errors import FluxorError
 from fluxor_fast.observability.logs import configure
 from fluxor_fast.openapi import document
@@ -71,7 +71,7 @@ def cli() -> None:
 def serve(app: str | None, config: Path | None, **options: Any) -> None:
     """Serve APP (module:attribute; by default the reference service) until told to stop."""
     settings = _load(config, app, options)
-    configure(settings.observability.log_level)
+    _configure_logs(settings)
     worker_main = partial(run_worker, certificates=_certificates(settings))
     with _prepared(settings) as ready:
         code = Arbiter(ready, worker_main, lambda place: _announce(ready, place)).run()
@@ -105,6 +105,16 @@ def routes(app: str | None, openapi: bool, config: Path | None, **options: Any) 
             f"{route.method:7} {route.path:32} {route.kind.value:9}"
             f" {route.priority.name.lower():9} {route.handler.__module__}.{name}"
         )
+
+
+def _configure_logs(settings: Settings) -> None:
+    observability = settings.observability
+    configure(
+        observability.log_level,
+        observability.log_format,
+        observability.log_file,
+        secrets_of(settings),
+    )
 
 
 def _certificates(settings: Settings) -> Certificates | None:

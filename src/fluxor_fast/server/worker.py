@@ -6,8 +6,8 @@ arbiter halts on it.
 
 ``SIGTERM`` drains: no new connections, idle ones are closed, what is in the system is answered
 with ``Connection: close``. ``SIGQUIT`` leaves at once. ``SIGINT`` is the arbiter's business: a
-terminal sends it to all processes. When the arbiter dies, the pipe to it reports the end, and
-the worker drains.
+terminal sends it to all processes. ``SIGUSR1`` opens the log file anew. When the
+arbiter dies, the pipe to it reports the end, and the worker drains.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from fluxor_fast.app import App
 from fluxor_fast.arbiter.shared import CLIENTS, LOOK_SECONDS, ROUTES, SharedMemory, State, Word
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import AppImportError, BootError, FluxorError
-from fluxor_fast.middleware.access_log import access_log
+from fluxor_fast.middleware.access_log import AccessLog
+from fluxor_fast.observability import logs
 from fluxor_fast.observability.metrics import InstanceMetrics
 from fluxor_fast.routing import Route
 from fluxor_fast.server.addresses import Trust
@@ -129,6 +130,8 @@ def run_worker(
     """
     memory.region(index)[Word.PID] = os.getpid()
     memory.region(index)[Word.STATE] = State.BOOTING
+    signal.signal(signal.SIGUSR1, logs.reopen)  # while the application is loaded, too
+    logs.find_requests_in(BatchRunner._execute.__code__)
     try:
         app = load_app(settings.server.app)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -140,6 +143,8 @@ def run_worker(
     except Exception:
         log.exception("worker %d failed", index)
         return FluxorError.exit_code
+    finally:
+        logs.close()
 
 
 class Worker:
@@ -170,7 +175,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
-        loop.add_signal_handler(signal.SIGQUIT, os._exit, 0)
+        loop.add_signal_handler(signal.SIGQUIT, self._leave)
+        loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.set_blocking(lifeline, False)
 
@@ -184,8 +190,6 @@ class Worker:
         heart = loop.create_task(self._keep_beating())
         reporter: asyncio.Task[None] | None = None
 
-        if self.settings.observability.access_log:
-            self.app.add_middleware(access_log)
         try:
             await self.app.start()
         except FluxorError:
@@ -299,8 +303,14 @@ class Worker:
             call_later=loop.call_later,
             threads=self.threads,
         )
+        router = self.app.router()
+        observability = self.settings.observability
+        if observability.access_log:
+            AccessLog(
+                logs.buffered(), observability.log_format, observability.access_log_sample
+            ).watch(router.every_route())
         heads = HeadCache(
-            self.app.router(),
+            router,
             Limits(server.max_head, server.max_target, server.max_headers, server.max_body),
             lambda: runner.counters.offered,
         )
@@ -361,6 +371,11 @@ class Worker:
         return {
             route: limit(rows[at], CONNECTIONS_BYTE + 1 + at) for at, route in enumerate(limited)
         }
+
+    @staticmethod
+    def _leave() -> None:
+        logs.close()
+        os._exit(0)
 
     def _beat(self) -> None:
         self.region[Word.HEARTBEAT] = time.monotonic_ns()
