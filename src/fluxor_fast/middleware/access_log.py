@@ -2,7 +2,7 @@
 
 ====  ==========================================================================================
 text  ``2026-01-31T12:00:00.000Z INFO fluxor_fast.access[17] GET /users 200 1.3ms 192.0.2.1 id``
-json  ``{"time":…,"level":"info","logger":"fluxor_fast.access","pid":…,"method":…,"path":…,
+json  ``{"time":…,"level":"INFO","logger":"fluxor_fast.access","pid":…,"method":…,"path":…,
       "status":…,"ms":…,"client":…,"request_id":…}``
 ====  ==========================================================================================
 
@@ -39,77 +39,86 @@ import orjson
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
-from fluxor_fast.observability.redaction import escape
 from fluxor_fast.routing import Call, Kind, Route
 
 __all__ = ["AccessLog"]
 
-Format = Callable[[Request, int, float], str]
+Format = Callable[[Request, int], str]
 
 
 def _times(clock: Callable[[], float]) -> Callable[[], str]:
-    """Return a function that tells the time; what lasts a second is made once a second."""
+    """Return a function that tells the time; one text serves all lines of a millisecond."""
     last = -1
-    prefix = ""
+    text = ""
 
     def stamp() -> str:
-        nonlocal last, prefix
-        now = clock()
-        second = int(now)
-        if second != last:
-            last = second
-            prefix = strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
-        return f"{prefix}.{int((now - second) * 1000):03d}Z"
+        nonlocal last, text
+        now = int(clock() * 1000)
+        if now != last:
+            last = now
+            second, ms = divmod(now, 1000)
+            text = f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(second))}.{ms:03d}Z"
+        return text
 
     return stamp
 
 
-def _plain(text: str) -> str:
+def _word(text: str) -> str:
     """Return ``text`` as one word of visible ASCII."""
-    if text.isascii() and text.isprintable() and " " not in text:
-        return text
-    return escape(text).replace(" ", "\\x20")
+    return "".join(one if "!" <= one <= "~" else _code(one) for one in text) or "-"
+
+
+def _code(one: str) -> str:
+    return f"\\x{ord(one):02x}" if ord(one) < 256 else f"\\u{ord(one):04x}"
 
 
 def _console(clock: Callable[[], float]) -> Format:
     stamp = _times(clock)
     name = f"INFO fluxor_fast.access[{os.getpid()}]"
 
-    def line(request: Request, status: int, ms: float) -> str:
+    def line(request: Request, status: int) -> str:
+        ms = (monotonic() - request.arrived) * 1e3
         head = request.head
-        return (
-            f"{stamp()} {name} {head.method} {_plain(head.path)} {status} {ms:.1f}ms"
-            f" {_plain(request.client) or '-'} {_plain(request.id)}\n"
-        )
+        path, client, rid = head.path, request.client or "-", request.id
+        text = path + client + rid
+        if " " in text or not text.isascii() or not text.isprintable():
+            path, client, rid = map(_word, (path, client, rid))
+        return f"{stamp()} {name} {head.method} {path} {status} {ms:.1f}ms {client} {rid}\n"
 
     return line
 
 
 def _json(clock: Callable[[], float]) -> Format:
     stamp = _times(clock)
-    pid = os.getpid()
+    same = f'"level":"INFO","logger":"fluxor_fast.access","pid":{os.getpid()}'
 
-    def line(request: Request, status: int, ms: float) -> str:
+    def line(request: Request, status: int) -> str:
+        ms = (monotonic() - request.arrived) * 1e3
         head = request.head
+        path, client, rid = head.path, request.client, request.id
+        text = path + client + rid
+        if '"' in text or "\\" in text or not text.isascii() or not text.isprintable():
+            path, client, rid = (
+                orjson.dumps(_word(one))[1:-1].decode() for one in (path, client, rid)
+            )
         return (
-            orjson.dumps(
-                {
-                    "time": stamp(),
-                    "level": "info",
-                    "logger": "fluxor_fast.access",
-                    "pid": pid,
-                    "method": head.method,
-                    "path": _plain(head.path),
-                    "status": status,
-                    "ms": round(ms, 1),
-                    "client": _plain(request.client),
-                    "request_id": _plain(request.id),
-                }
-            ).decode()
-            + "\n"
+            f'{{"time":"{stamp()}",{same},"method":"{head.method}","path":"{path}"'
+            f',"status":{status},"ms":{ms:.1f},"client":"{client}","request_id":"{rid}"}}\n'
         )
 
     return line
+
+
+def _status(value: Any) -> int:
+    """Return the status that the answer will have (see ``http.response.to_response``)."""
+    kind = type(value)
+    if kind is dict or kind is str:
+        return 200
+    if isinstance(value, Response):
+        return value.status
+    if kind is tuple and value and type(value[0]) is int:
+        return int(value[0])
+    return 204 if value is None else 200
 
 
 class AccessLog:
@@ -141,31 +150,21 @@ class AccessLog:
         for route in routes:
             route.call = self._around(route.call, route.kind)
 
-    def _note(self, request: Request, status: int) -> None:
-        ms = (monotonic() - request.arrived) * 1e3
-        self._write(self._line(request, status, ms))
-
     def _around(self, call: Call, kind: Kind) -> Call:
-        note, sample, chance = self._note, self._sample, self._chance
+        write, line, sample, chance = self._write, self._line, self._sample, self._chance
         partly = sample < 1.0
 
         def done(request: Request, value: Any) -> None:
-            kind = type(value)
-            if kind is dict or kind is str:
-                status = 200
-            elif isinstance(value, Response):
-                status = value.status
-            elif kind is tuple and value and type(value[0]) is int:
-                status = value[0]
-            else:
-                status = 204 if value is None else 200
-            if not partly or status >= 500 or chance() < sample:
-                note(request, status)
+            status = 200 if type(value) is dict else _status(value)
+            if partly and status < 500 and chance() >= sample:
+                return
+            write(line(request, status))
 
         def failed(request: Request, error: BaseException) -> None:
             status = error.status if isinstance(error, HTTPError) else 500
-            if not partly or status >= 500 or chance() < sample:
-                note(request, status)
+            if partly and status < 500 and chance() >= sample:
+                return
+            write(line(request, status))
 
         if kind is Kind.ASYNC:
 
