@@ -46,6 +46,7 @@ from fluxor_fast.arbiter.sockets import (
     place_of,
     provide_descriptors,
 )
+from fluxor_fast.arbiter.systemd import Notifier
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import BootError
 
@@ -97,6 +98,7 @@ class Arbiter:
 
     :param worker_main: what a worker process runs.
     :param announce: called once with the place (``sockets.place_of``) when all workers are ready.
+    :param notifier: tells systemd.
     """
 
     def __init__(
@@ -104,7 +106,9 @@ class Arbiter:
         settings: Settings,
         worker_main: WorkerMain,
         announce: Callable[[str], None] = lambda place: None,
+        notifier: Notifier | None = None,
     ) -> None:
+        self._notifier = notifier or Notifier()
         self._settings = settings
         self._worker_main = worker_main
         self._announce = announce
@@ -196,6 +200,7 @@ class Arbiter:
     def _stop(self, seconds: float) -> None:
         """Drain; what is left after ``seconds`` is ended."""
         self._stopping = True
+        self._notifier.stopping()
         self._due.clear()
         self._close_listeners()
         self._kill_at = min(self._kill_at, time.monotonic() + seconds)
@@ -248,6 +253,7 @@ class Arbiter:
     def _look_after(self, place: str) -> None:
         """Start what is due, end what hangs, notice what has become ready."""
         now = time.monotonic()
+        self._notifier.tick(now, self._status)
         if now >= self._kill_at:
             for index, worker in self._workers.items():
                 log.warning("worker %d (pid %d) outlasted its time: SIGKILL", index, worker.pid)
@@ -267,10 +273,21 @@ class Arbiter:
             if all(ready):
                 if len(ready) == self._count:
                     self._serving = True
+                    self._notifier.ready()
                     self._announce(place)
                 else:
                     for index in range(1, self._count):
                         self._spawn(index)
+
+    def _status(self) -> str:
+        """Return one line for ``systemctl status``."""
+        ready = sum(self._memory.region(i)[Word.STATE] == State.READY for i in self._workers)
+        word = "draining" if self._stopping else "serving" if self._serving else "starting"
+        return (
+            f"{word}: {ready} of {self._count} workers ready,"
+            f" {sum(self._memory.connections)} connections,"
+            f" {sum(self._memory.permits)} requests in the system"
+        )
 
     def _adapt(self, adaptive: AdaptiveLimit, now: float) -> None:
         """Publish the limit that fits what was seen since the last look."""

@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from math import inf
@@ -121,12 +121,14 @@ def run_worker(
     listener: socket.socket,
     lifeline: int,
     certificates: Certificates | None = None,
+    also: Sequence[socket.socket] = (),
 ) -> int:
     """Serve as worker ``index`` until told to stop; return the exit code.
 
     :param listener: a bound and listening socket.
     :param lifeline: reading end of a pipe whose other end only the arbiter holds.
     :param certificates: what the arbiter has read, if the listener is to speak TLS.
+    :param also: further listeners, shared by all workers.
     """
     memory.region(index)[Word.PID] = os.getpid()
     memory.region(index)[Word.STATE] = State.BOOTING
@@ -136,7 +138,7 @@ def run_worker(
         app = load_app(settings.server.app)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             worker = Worker(settings, memory, index, app, certificates)
-            return runner.run(worker.serve(listener, lifeline))
+            return runner.run(worker.serve((listener, *also), lifeline))
     except FluxorError as error:
         log.error("%s", error)
         return error.exit_code
@@ -170,7 +172,7 @@ class Worker:
         app.settings = settings
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
 
-    async def serve(self, listener: socket.socket, lifeline: int) -> int:
+    async def serve(self, listeners: Sequence[socket.socket], lifeline: int) -> int:
         """Start, serve, drain."""
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
@@ -210,6 +212,7 @@ class Worker:
         factory = self._factory(service)
         servers = [
             await self._listen(loop, factory, each)
+            for listener in listeners
             for each in (listener, *(listener.dup() for _ in range(ACCEPTS - 1)))
         ]
         # what is there now stays: the collector need not look at it again, and the pages stay
