@@ -159,11 +159,10 @@ def _systemd_version() -> int:
 def _activated(settings: Settings) -> tuple[Settings, list[socket.socket]]:
     """Take the sockets that systemd has opened, unless the settings name another place."""
     server = settings.server
-    if server.fd is not None or server.uds is not None:
+    passed = inherited(os.environ, os.getpid())
+    if not passed or server.fd is not None or server.uds is not None:
         return settings, []  # --fd 3 takes one of them by its number
-    fds = served(inherited(os.environ, os.getpid()))
-    if not fds:
-        return settings, []
+    fds = served(passed)
     server = server.model_copy(update={"fd": fds[0]})
     also = [inherit(fd, 1)[0] for fd in fds[1:]]
     for listener in also:
