@@ -8,10 +8,12 @@ quartiles.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.steps import DOCUMENT, HEAD
 from fluxor_fast import App, Request
 from fluxor_fast.middleware.access_log import AccessLog
+from fluxor_fast.observability import logs
 from fluxor_fast.observability.sink import Buffer, Sink
 from tests.test_batch import Bench, HandLoop, Silent
 
@@ -60,6 +63,17 @@ def make(case: tuple[str, float] | None, file: Path) -> tuple[Callable[[], None]
     return turn, buffer
 
 
+def _through_logging(form: str, file: Path) -> float:
+    """Return the µs that a line takes which is not the access log's."""
+    logs.configure("info", form, file, ["a secret of exactly 32 bytes....."])
+    log = logging.getLogger("fluxor_fast.bench")
+
+    def line() -> None:
+        log.info("%s %s %d %.1fms %s", "GET", "/users", 200, 1.2, "192.0.2.1")
+
+    return min(timeit.repeat(line, number=2000, repeat=5)) / 2000 * 1e6
+
+
 def main() -> None:
     """Measure and print a table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -76,12 +90,17 @@ def main() -> None:
                     turn()
                 buffer.flush()
                 took[name].append((time.process_time() - began) / TURNS / CONNECTIONS * 1e6)
+        through = {
+            form: _through_logging(form, Path(folder) / "log") for form in ("console", "json")
+        }
         lost = sum(buffer._sink.dropped for _, buffer in made.values())
     print("| access log | µs/request | quartiles | more than off |\n|---|---|---|---|")
     off = statistics.median(took["off"])
     for name, values in took.items():
         low, middle, high = statistics.quantiles(values, n=4)
         print(f"| {name} | {middle:.2f} | {low:.2f}–{high:.2f} | {middle - off:+.2f} |")
+    for form, cost in through.items():
+        print(f"a line through logging, {form}: {cost:.1f} µs")
     print(f"\n{lost} lines lost; Python {sys.version.split()[0]}, {ROUNDS} rounds")
 
 

@@ -68,6 +68,8 @@ _PATTERNS = (
     (re.compile(r"\b(bearer|basic)\s+[\w.~+/-]{8,}=*", re.IGNORECASE), rf"\1 {MASK}"),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?"), MASK),
 )
+# a part of everything that the patterns find
+_HINT = re.compile(r"://|eyj|auth|cookie|pass|pwd|secret|key|token|bearer|basic", re.IGNORECASE)
 _SENSITIVE = re.compile(rf"(?:{_FIELDS}|{_NAMES})", re.IGNORECASE)
 
 
@@ -87,6 +89,8 @@ def scrubber(secrets: Iterable[str] = ()) -> Callable[[str], str]:
     def scrub(text: str) -> str:
         if known is not None:
             text = known.sub(MASK, text)
+        if _HINT.search(text) is None:
+            return text  # as nearly all are
         text = _NAMED.sub(_hidden, _FIELD.sub(_hidden, text))
         for pattern, mask in _PATTERNS:
             text = pattern.sub(mask, text)
