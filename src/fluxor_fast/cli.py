@@ -1,4 +1,4 @@
-"""The command line: ``fluxor-fast serve | check | routes``.
+"""The command line: ``fluxor-fast serve | check | routes | systemd-unit``.
 
 Options are made from the settings' own definitions (``config.knobs``), so that flag, key and
 variable can never drift apart. Exit codes: 0 after a clean stop, 2 for settings or usage, 3 for
@@ -8,12 +8,18 @@ cannot be listened on, 1 for the rest.
 
 from __future__ import annotations
 
+import grp
 import logging
 import os
+import pwd
+import re
 import secrets
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +30,13 @@ from pydantic import SecretStr
 
 from fluxor_fast import __version__
 from fluxor_fast.arbiter.arbiter import Arbiter, Version
+from fluxor_fast.arbiter.machine import Machine, findings
 from fluxor_fast.arbiter.reload import fixed, keep_fixed
+from fluxor_fast.arbiter.sockets import inherit, place_of
+from fluxor_fast.arbiter.systemd import Notifier, inherited, served
+from fluxor_fast.arbiter.unit import Place, unit
 from fluxor_fast.arbiter.upgrade import Inherited
-from fluxor_fast.config import Settings, knobs, load, masked
+from fluxor_fast.config import Settings, knobs, load, masked, secrets_of
 from fluxor_fast.errors import ConfigError, FluxorError
 from fluxor_fast.observability.logs import configure
 from fluxor_fast.openapi import document
@@ -36,6 +46,8 @@ from fluxor_fast.server.worker import load_app, run_worker
 __all__ = ["main"]
 
 log = logging.getLogger("fluxor_fast.cli")
+
+ENVIRONMENT_FILE = Path("/etc/fluxor-fast/environment")
 
 
 def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,22 +88,31 @@ def cli() -> None:
 @_settings_options
 def serve(app: str | None, config: Path | None, **options: Any) -> None:
     """Serve APP (module:attribute; by default the reference service) until told to stop."""
-    inherited = Inherited.from_environment(os.environ)
+    before = Inherited.from_environment(os.environ)
     settings = _load(config, app, options)
-    configure(settings.observability.log_level)
-    if inherited is not None:
-        settings = _as_before(inherited.settings, settings)
+    _configure_logs(settings)
+    notifier = Notifier.of(os.environ, os.getpid())
+    also: list[socket.socket] = []
+    if before is None:
+        settings, also = _activated(settings)
+    else:
+        settings = _as_before(before.settings, settings)
+    for finding in findings(settings, replace(Machine.read(), open_files=None)):
+        log.warning("%s", finding)  # the arbiter tells of open files
 
-    def reload(before: Version) -> Version:
-        again = _as_before(fixed(before.settings), _load(config, app, options))
-        again = _completed(again, before.settings)
-        configure(again.observability.log_level)
-        return _version(again, _certificates(again))
+    def reload(version: Version) -> Version:
+        again = _as_before(fixed(version.settings), _load(config, app, options))
+        again = _completed(again, version.settings)
+        certificates = _certificates(again)
+        _configure_logs(again)
+        return _version(again, certificates)
 
     certificates = _certificates(settings)
     with _prepared(settings) as ready:
         version = _version(ready, certificates)
-        code = Arbiter(version, lambda place: _announce(ready, place), reload, inherited).run()
+        code = Arbiter(
+            version, lambda place: _announce(ready, place), reload, before, notifier, also
+        ).run()
     sys.exit(code)
 
 
@@ -103,6 +124,68 @@ def check(app: str | None, config: Path | None, **options: Any) -> None:
     settings = _load(config, app, options)
     _certificates(settings)
     click.echo(masked(settings), nl=False)
+    for finding in findings(settings, Machine.read()):
+        click.echo(f"too low: {finding}", err=True)
+
+
+@cli.command("systemd-unit")
+@click.argument("app", required=False)
+@_settings_options
+def systemd_unit(app: str | None, config: Path | None, **options: Any) -> None:
+    """Print a systemd service for APP with these flags, this Python, this user and this folder.
+
+    Secrets are left out: they belong into the environment file that the unit names.
+    """
+    settings = _load(config, app, options)
+    arguments = [settings.server.app]
+    if config is not None:
+        arguments.append(f"--config={config.absolute()}")
+    for knob in knobs():
+        value = options.get(knob.path.replace(".", "__"))
+        if value is None or knob.flag is None:
+            continue
+        if knob.is_secret:
+            click.echo(f"left out: put {knob.env} into {ENVIRONMENT_FILE}", err=True)
+        elif knob.is_bool:
+            arguments.append(knob.flag if value else f"--no-{knob.flag[2:]}")
+        else:
+            arguments.append(f"{knob.flag}={value}")
+    user = pwd.getpwuid(os.getuid())
+    place = Place(
+        [sys.executable, "-m", "fluxor_fast"],
+        Path.cwd(),
+        ENVIRONMENT_FILE,
+        user=user.pw_name if user.pw_uid else None,
+        group=grp.getgrgid(user.pw_gid).gr_name if user.pw_uid else None,
+        systemd=_systemd_version(),
+    )
+    click.echo(unit(settings, place, arguments), nl=False)
+
+
+def _systemd_version() -> int:
+    """Return the version of this machine's systemd; 252 (Debian 12) if it has none."""
+    try:
+        said = subprocess.run(
+            ["systemctl", "--version"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        said = ""
+    match = re.match(r"systemd (\d+)", said)
+    return int(match[1]) if match else 252
+
+
+def _activated(settings: Settings) -> tuple[Settings, list[socket.socket]]:
+    """Take the sockets that systemd has opened, unless the settings name another place."""
+    server = settings.server
+    passed = inherited(os.environ, os.getpid())
+    if not passed or server.fd is not None or server.uds is not None:
+        return settings, []  # --fd 3 takes one of them by its number
+    fds = served(passed)
+    server = server.model_copy(update={"fd": fds[0]})
+    also = [inherit(fd, 1)[0] for fd in fds[1:]]
+    for listener in also:
+        log.info("listens on %s, too", place_of(listener))
+    return settings.model_copy(update={"server": server}), also
 
 
 @cli.command()
@@ -129,6 +212,16 @@ def _version(settings: Settings, certificates: Certificates | None) -> Version:
     worker_main = partial(run_worker, certificates=certificates)
     return Version(
         settings, worker_main, (lambda: None) if certificates is None else certificates.refresh
+    )
+
+
+def _configure_logs(settings: Settings) -> None:
+    observability = settings.observability
+    configure(
+        observability.log_level,
+        observability.log_format,
+        observability.log_file,
+        secrets_of(settings),
     )
 
 

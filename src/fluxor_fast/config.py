@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -74,6 +74,8 @@ Second = Annotated[float, Field(ge=0, le=1)]  # the least that Retry-After can s
 Text = Annotated[str, Field(min_length=1)]
 Host = Annotated[str, Field(pattern=r"^([\w.-]+|/[\w./-]+|[\da-fA-F]*(:[\da-fA-F.]*){2,})$")]
 Level = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["console", "json"]
+Share = Annotated[float, Field(ge=0, le=1)]
 Forwarding = Literal["x-forwarded-for", "forwarded"]
 ClientCertificate = Literal["none", "optional", "required"]
 Networks = Annotated[
@@ -237,7 +239,10 @@ class ObservabilitySettings(_Section):
     """Logs, and the name of the service."""
 
     log_level: Level = _knob("info", "least level logged; info tells what the server does")
-    access_log: bool = _knob(False, "a line for each request; off, it costs as much as one")
+    log_format: LogFormat = _knob("console", "console or json; people read it first")
+    log_file: Path | None = _knob(None, "file to append to, anew at USR1; none: standard error")
+    access_log: bool = _knob(False, "a line for each request; 2.5 µs each, and off nothing")
+    access_log_sample: Share = _knob(1.0, "share of requests logged; all, but failures always are")
     service_name: Text = _knob("fluxor-fast", "name in answers and logs, to tell services apart")
 
 
@@ -402,6 +407,19 @@ def _reason(knob: Knob, value: object, error: Invalid) -> str:
     elif isinstance(value, str) and not re.fullmatch(r"[-+.\d]+", value):
         shown = repr(shown)
     return f"{shown} {text}" if text.startswith("is ") else f"{shown}: {text}"
+
+
+def secrets_of(settings: Settings) -> Iterator[str]:
+    """Yield every secret among the settings, in the forms in which it may be met."""
+    if settings.auth.jwt_secret is not None:
+        yield settings.auth.jwt_secret.get_secret_value()
+    parts = urlsplit(settings.database.effective_url or "")
+    if parts.password:
+        yield parts.password
+        yield unquote(parts.password)
+    for name, value in parse_qsl(parts.query):
+        if re.search("pass|secret|_key", name):
+            yield value
 
 
 def masked(settings: Settings) -> str:

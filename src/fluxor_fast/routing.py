@@ -18,7 +18,7 @@ Rules kept here:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, IntEnum
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -257,6 +257,17 @@ class Router:
         node.leaf.add(route)
         if not parameters:
             self._static[route.path] = node.leaf
+
+    def every_route(self) -> Iterator[Route]:
+        """Yield every route that ``match`` may give, those that refuse (404, 405) too."""
+        yield NOT_FOUND
+        found, nodes = [self._static["*"]], [self._root]
+        while nodes:
+            node = nodes.pop()
+            nodes += [*node.children.values(), *node.parameters.values()]
+            found += [methods for methods in (node.leaf, node.rest) if methods is not None]
+        for methods in found:
+            yield from {*methods.routes.values(), methods.options, methods.denied}
 
     @staticmethod
     def _check_names(route: Route, before: tuple[str, ...], now: tuple[str, ...]) -> None:

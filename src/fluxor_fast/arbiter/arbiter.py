@@ -43,8 +43,9 @@ import logging
 import os
 import select
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -62,6 +63,7 @@ from fluxor_fast.arbiter.sockets import (
     place_of,
     provide_descriptors,
 )
+from fluxor_fast.arbiter.systemd import Notifier
 from fluxor_fast.arbiter.upgrade import Inherited, Successor, home, is_alive
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import BootError
@@ -105,6 +107,8 @@ class Arbiter:
     :param announce: called once with the place (``sockets.place_of``) when all workers are ready.
     :param reload: what reads the settings anew; without it SIGHUP only replaces the workers.
     :param inherited: what the arbiter has left that this one is to take the place of.
+    :param notifier: tells systemd.
+    :param also: sockets that listen already, to be served beside that of ``server.fd``.
     """
 
     def __init__(
@@ -113,7 +117,11 @@ class Arbiter:
         announce: Callable[[str], None] = lambda place: None,
         reload: Callable[[Version], Version] = lambda version: version,
         inherited: Inherited | None = None,
+        notifier: Notifier | None = None,
+        also: Sequence[socket.socket] = (),
     ) -> None:
+        self._notifier = notifier or Notifier()
+        self._also = also
         self._announce = announce
         self._inherited = inherited
         self._folder = home()
@@ -130,6 +138,7 @@ class Arbiter:
         self._refreshed = time.monotonic()
         self._serving = False  # all workers were ready once
         self._stopping = False
+        self._reloading = False
         self._close_at = inf
         self._adapt_anew()
         self._exit_code = 0
@@ -196,7 +205,7 @@ class Arbiter:
             listeners, self._socket_file = bind_unix(server.uds, mode, 1, server.backlog)
             self._listeners += listeners
         elif server.fd is not None:
-            self._listeners += inherit(server.fd, 1)
+            self._listeners += [*inherit(server.fd, 1), *self._also]
         else:
             count = 1 if self._replacing.common else self._replacing.seats
             self._listeners += bind_listeners(server.host, server.port, count)
@@ -229,6 +238,8 @@ class Arbiter:
 
     def reload(self) -> None:
         """Read the settings anew and replace the workers, one at a time."""
+        self._notifier.reloading()
+        self._reloading = True
         if self._goes_on("reload"):
             self._replacing.reload()
 
@@ -254,7 +265,11 @@ class Arbiter:
             log.error("no upgrade: %s", reason)
             return
         self._successor = Successor(
-            self._memory, self._listeners, fixed(self._settings), self._folder
+            self._memory,
+            self._listeners,
+            fixed(self._settings),
+            self._folder,
+            self._notifier.environment(),
         )
         log.info("upgrade: arbiter %d is starting", self._successor.pid)
 
@@ -283,6 +298,7 @@ class Arbiter:
         """Drain; what is left after ``seconds`` is ended."""
         now = time.monotonic()
         self._stopping = True
+        self._notifier.stopping()
         self._replacing.cancel()
         self._due.clear()
         self._close_at = min(self._close_at, now + delay)
@@ -348,6 +364,7 @@ class Arbiter:
     def _look_after(self, place: str) -> None:
         """Start what is due, end what hangs, notice what has become ready."""
         now = time.monotonic()
+        self._notifier.tick(now, self._status)
         if now >= self._close_at:
             self._close_at = inf
             self._close_listeners()
@@ -373,6 +390,9 @@ class Arbiter:
             return
         if self._replacing.look(self._crew):
             self._adapt_anew()
+        if self._reloading and not self._replacing.busy:  # done, or given up: that is in the log
+            self._reloading = False
+            self._notifier.ready()
         if self._successor is not None and self._successor.look():
             self._hand_over(self._successor)
         old = self._inherited
@@ -392,16 +412,29 @@ class Arbiter:
                 self._due = dict.fromkeys(range(1, seats), now)
                 return
             self._serving = True
+            self._notifier.ready()
             self._announce(place)
             if self._inherited is not None:
                 self._inherited.say_ready()
                 uds = self._settings.server.uds
                 self._socket_file = None if uds is None else SocketFile(uds)
 
+    def _status(self) -> str:
+        """Return one line for ``systemctl status``."""
+        ready = sum(self._crew.state(index) == State.READY for index in self._crew.workers)
+        word = "draining" if self._stopping else "serving" if self._serving else "starting"
+        return (
+            f"{word}: {ready} of {self._replacing.seats} workers ready,"
+            f" {sum(self._memory.connections)} connections,"
+            f" {sum(self._memory.permits)} requests in the system"
+        )
+
     def _hand_over(self, successor: Successor) -> None:
         """Leave to the new arbiter what this one has, and drain."""
         log.info("upgrade: arbiter %d is ready; this one leaves", successor.pid)
         self._socket_file = None
+        self._notifier.succeeded(successor.pid)
+        self._notifier = Notifier()  # the other one speaks now
         self._stop(self._settings.server.graceful_timeout + MARGIN, gently=True)
 
     def _adapt_anew(self) -> None:

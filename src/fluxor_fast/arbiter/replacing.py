@@ -51,6 +51,11 @@ class Replacing:
         server = self.version.settings.server
         return server.uds is not None or server.fd is not None or server.listener == "shared"
 
+    @property
+    def busy(self) -> bool:
+        """Whether a roll is under way or asked for."""
+        return self.roll is not None or self._reload
+
     def share(self, seat: int) -> Listeners:
         """Return the listeners of a seat."""
         return share(seat, self.seats, len(self.listeners), common=self.common)

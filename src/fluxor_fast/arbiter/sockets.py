@@ -33,6 +33,8 @@ __all__ = [
     "another",
     "bind_listeners",
     "bind_unix",
+    "descriptor_shortage",
+    "descriptors_for",
     "inherit",
     "place_of",
     "provide_descriptors",
@@ -213,23 +215,33 @@ def place_of(listener: socket.socket) -> str:
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
 
+def descriptors_for(connections: int) -> int:
+    """Return how many files a worker may have open that holds that many connections."""
+    return connections + OWN_DESCRIPTORS
+
+
+def descriptor_shortage(connections: int, most: int | None) -> str | None:
+    """Return what is wrong if a process may have no more than ``most`` files open."""
+    wanted = descriptors_for(connections)
+    if most is None or most >= wanted:
+        return None
+    return (
+        f"{connections} connections need {wanted} open files and the limit is {most}: raise it"
+        " (ulimit -Hn, LimitNOFILE) or lower max_connections"
+    )
+
+
 def provide_descriptors(connections: int) -> None:
     """Raise this process's limit of open files so that one worker can hold ``connections``.
 
     The soft limit (1,024 on many systems) is raised as far as the hard one allows; if that is
     not far enough, a warning says so. Workers inherit it.
     """
-    wanted = connections + OWN_DESCRIPTORS
+    wanted = descriptors_for(connections)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < wanted:
-        log.warning(
-            "%d connections need %d open files and the limit is %d: raise it"
-            " (ulimit -Hn, LimitNOFILE) or lower max_connections",
-            connections,
-            wanted,
-            most,
-        )
+    if shortage := descriptor_shortage(connections, most):
+        log.warning("%s", shortage)

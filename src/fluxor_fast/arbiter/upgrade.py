@@ -22,7 +22,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ class Successor:
 
     :param settings: those that must stay as they are, as JSON (see ``reload``).
     :param folder: where the new one starts.
+    :param environment: variables it has beside those of this process.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Successor:
         listeners: Iterable[socket.socket],
         settings: str,
         folder: Path,
+        environment: Mapping[str, str],
     ) -> None:
         self._pipe, report = os.pipe()
         os.set_blocking(self._pipe, False)
@@ -67,7 +69,7 @@ class Successor:
         )
         self.pid = os.fork()
         if not self.pid:
-            _execute(message, folder)
+            _execute(message, folder, environment)
         os.close(report)
         self.ready = False
 
@@ -88,13 +90,13 @@ class Successor:
         os.close(self._pipe)
 
 
-def _execute(message: _Message, folder: Path) -> None:
+def _execute(message: _Message, folder: Path, more: Mapping[str, str]) -> None:
     try:
         for fd in (message.memory, message.report, *message.listeners):
             os.set_inheritable(fd, True)
         os.chdir(folder)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        environment = {**os.environ, VARIABLE: json.dumps(asdict(message))}
+        environment = {**os.environ, **more, VARIABLE: json.dumps(asdict(message))}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
     except OSError as error:
         print(f"fluxor-fast: {sys.executable} cannot be executed: {error}", file=sys.stderr)

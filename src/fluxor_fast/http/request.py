@@ -9,6 +9,7 @@ connection; a ``StreamedRequest`` is there before its body, and reads it from a 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextvars import ContextVar
 from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHUNKED",
+    "CURRENT",
     "BodySource",
     "Connection",
     "Head",
@@ -33,6 +35,9 @@ __all__ = [
 
 CHUNKED = -1
 """Value of ``Head.length`` when the body comes in chunks (RFC 9112, section 7.1)."""
+
+CURRENT: ContextVar[Request | None] = ContextVar("fluxor_fast_request", default=None)
+"""The request that a coroutine or blocking handler runs for, for lines of the log."""
 
 
 class Connection(Protocol):

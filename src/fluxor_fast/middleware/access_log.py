@@ -1,70 +1,191 @@
-"""One line in the log for each request that reached a handler.
+"""One line in the log for each request that reached a route, those that refuse (404, 405) too.
 
-Left out unless asked for (``--access-log``). The path is logged as it was sent, still
-percent-encoded, and the request line admits no control characters; the client is an address,
-whoever says so: a line cannot be forged.
+====  ==========================================================================================
+text  ``2026-01-31T12:00:00.000Z INFO fluxor_fast.access[17] GET /users 200 1.3ms 192.0.2.1 id``
+json  ``{"time":…,"level":"INFO","logger":"fluxor_fast.access","pid":…,"method":…,"path":…,
+      "status":…,"ms":…,"client":…,"request_id":…}``
+====  ==========================================================================================
+
+Rules:
+
+1. Off, it is not there: routes are called as they are. On (``--access-log``), it is the outermost
+   function around each, and what the handler returned goes on as it was, so the short way
+   of an answer stays open.
+2. A line is made at once and written later, by a thread (see ``observability.sink``).
+3. With ``--access-log-sample`` it is left to chance which requests are logged. What failed (5xx)
+   is logged always.
+4. The time is that from the arrival of the request to its answer, waiting included; of a
+   streamed answer, to its beginning. A value that proves impossible to encode is logged with the
+   status it was returned with; the 500 it becomes is in the error log.
+5. The query is not logged: tokens are found there. Nor is any field of the request. Requests that
+   admission refuses are not logged either, as that would make refusing dear; they are counted.
+6. Method and path are visible ASCII without spaces, as is a request id, and the client is an
+   address, whoever says so: parts cannot be mistaken for others. Each is checked again before it is
+   written, so that this holds whatever becomes of the parser.
+
+What it costs: see "The access log" in docs/PERFORMANCE.md.
 """
 
 from __future__ import annotations
 
-import logging
-from time import monotonic
+import os
+import random
+from collections.abc import Callable, Iterable
+from time import gmtime, monotonic, strftime, time
 from typing import Any
+
+import orjson
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
 from fluxor_fast.routing import Call, Kind, Route
 
-__all__ = ["access_log"]
+__all__ = ["AccessLog"]
 
-log = logging.getLogger("fluxor_fast.access")
+Format = Callable[[Request, int], str]
 
 
-class _Line:
-    """Measures one request and logs it at the end, whatever the end is."""
+def _times(clock: Callable[[], float]) -> Callable[[], str]:
+    """Return a function that tells the time; one text serves all lines of a millisecond."""
+    last = -1
+    text = ""
 
-    __slots__ = ("_request", "_started", "_status")
+    def stamp() -> str:
+        nonlocal last, text
+        now = int(clock() * 1000)
+        if now != last:
+            last = now
+            second, ms = divmod(now, 1000)
+            text = f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(second))}.{ms:03d}Z"
+        return text
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._started = monotonic()
-        self._status = 500
+    return stamp
 
-    def of(self, response: Response) -> Response:
-        """Take the status from the answer, and return it."""
-        self._status = response.status
-        return response
 
-    def __enter__(self) -> _Line:
-        return self
+def _word(text: str) -> str:
+    """Return ``text`` as one word of visible ASCII."""
+    return "".join(one if "!" <= one <= "~" else _code(one) for one in text) or "-"
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        request = self._request
-        log.info(
-            "%s %s %d %.1fms %s %s",
-            request.method,
-            request.path,
-            error.status if isinstance(error, HTTPError) else self._status,
-            (monotonic() - self._started) * 1e3,
-            request.client or "-",
-            request.id,
+
+def _code(one: str) -> str:
+    return f"\\x{ord(one):02x}" if ord(one) < 256 else f"\\u{ord(one):04x}"
+
+
+def _console(clock: Callable[[], float]) -> Format:
+    stamp = _times(clock)
+    name = f"INFO fluxor_fast.access[{os.getpid()}]"
+
+    def line(request: Request, status: int) -> str:
+        ms = (monotonic() - request.arrived) * 1e3
+        head = request.head
+        path, client, rid = head.path, request.client or "-", request.id
+        text = path + client + rid
+        if " " in text or not text.isascii() or not text.isprintable():
+            path, client, rid = map(_word, (path, client, rid))
+        return f"{stamp()} {name} {head.method} {path} {status} {ms:.1f}ms {client} {rid}\n"
+
+    return line
+
+
+def _json(clock: Callable[[], float]) -> Format:
+    stamp = _times(clock)
+    same = f'"level":"INFO","logger":"fluxor_fast.access","pid":{os.getpid()}'
+
+    def line(request: Request, status: int) -> str:
+        ms = (monotonic() - request.arrived) * 1e3
+        head = request.head
+        path, client, rid = head.path, request.client, request.id
+        text = path + client + rid
+        if '"' in text or "\\" in text or not text.isascii() or not text.isprintable():
+            path, client, rid = (
+                orjson.dumps(_word(one))[1:-1].decode() for one in (path, client, rid)
+            )
+        return (
+            f'{{"time":"{stamp()}",{same},"method":"{head.method}","path":"{path}"'
+            f',"status":{status},"ms":{ms:.1f},"client":"{client}","request_id":"{rid}"}}\n'
         )
 
+    return line
 
-def access_log(call_next: Call, route: Route) -> Call:
-    """Middleware: log method, path, status, duration, client and request id."""
 
-    if route.kind is Kind.ASYNC:
+def _status(value: Any) -> int:
+    """Return the status that the answer will have (see ``http.response.to_response``)."""
+    kind = type(value)
+    if kind is dict or kind is str:
+        return 200
+    if isinstance(value, Response):
+        return value.status
+    if kind is tuple and value and type(value[0]) is int:
+        return int(value[0])
+    return 204 if value is None else 200
 
-        async def logged_async(request: Request) -> Any:
-            with _Line(request) as line:
-                return line.of(await call_next(request))
 
-        return logged_async
+class AccessLog:
+    """Logs the requests of routes.
 
-    def logged(request: Request) -> Any:
-        with _Line(request) as line:
-            return line.of(call_next(request))
+    To be made in the process that serves, as its lines have the process id.
 
-    return logged
+    :param write: takes a line.
+    :param form: ``console`` or ``json``.
+    :param sample: the share of requests that is logged, 0…1.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        form: str = "console",
+        sample: float = 1.0,
+        *,
+        chance: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        self._write = write
+        self._line = (_json if form == "json" else _console)(clock)
+        self._sample = sample
+        self._chance = chance
+
+    def watch(self, routes: Iterable[Route]) -> None:
+        """Log the requests of these routes from now on; to be called once, after composing."""
+        for route in routes:
+            route.call = self._around(route.call, route.kind)
+
+    def _around(self, call: Call, kind: Kind) -> Call:
+        write, line, sample, chance = self._write, self._line, self._sample, self._chance
+        partly = sample < 1.0
+
+        def done(request: Request, value: Any) -> None:
+            status = 200 if type(value) is dict else _status(value)
+            if partly and status < 500 and chance() >= sample:
+                return
+            write(line(request, status))
+
+        def failed(request: Request, error: BaseException) -> None:
+            status = error.status if isinstance(error, HTTPError) else 500
+            if partly and status < 500 and chance() >= sample:
+                return
+            write(line(request, status))
+
+        if kind is Kind.ASYNC:
+
+            async def logged_async(request: Request) -> Any:
+                try:
+                    value = await call(request)
+                except BaseException as error:
+                    failed(request, error)
+                    raise
+                done(request, value)
+                return value
+
+            return logged_async
+
+        def logged(request: Request) -> Any:
+            try:
+                value = call(request)
+            except BaseException as error:
+                failed(request, error)
+                raise
+            done(request, value)
+            return value
+
+        return logged

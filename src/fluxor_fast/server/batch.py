@@ -33,6 +33,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextvars import copy_context
 from inspect import CORO_CREATED, getcoroutinestate
 from itertools import count
 from math import inf
@@ -40,7 +41,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.errors import HTTPError
-from fluxor_fast.http.request import Request
+from fluxor_fast.http.request import CURRENT, Request
 from fluxor_fast.http.response import (
     Response,
     encode_json,
@@ -501,6 +502,7 @@ class BatchRunner:
         :param response: what a synchronous one answered, if it sends its body itself. It needs a
             task, but no slot.
         """
+        CURRENT.set(request)  # of this task alone
         connection: HttpProtocol = request.connection  # type: ignore[assignment]
         slot = request.permit and response is None
         began = 0.0
@@ -512,7 +514,8 @@ class BatchRunner:
                 route = head.route
                 if route.kind is BLOCKING:
                     loop = asyncio.get_running_loop()
-                    value = await loop.run_in_executor(self.threads, route.call, request)
+                    run = copy_context().run
+                    value = await loop.run_in_executor(self.threads, run, route.call, request)
                 else:
                     value = route.call(request)
                     if route.kind is not SYNC:

@@ -48,8 +48,8 @@ from fluxor_fast.arbiter.forking import REOPEN, RETIRE
 from fluxor_fast.arbiter.shared import CLIENTS, LOOK_SECONDS, ROUTES, SharedMemory, State, Word
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import AppImportError, BootError, FluxorError
-from fluxor_fast.middleware.access_log import access_log
-from fluxor_fast.observability.logs import reopen
+from fluxor_fast.middleware.access_log import AccessLog
+from fluxor_fast.observability import logs
 from fluxor_fast.observability.metrics import InstanceMetrics
 from fluxor_fast.routing import Route
 from fluxor_fast.server.addresses import Trust
@@ -160,6 +160,8 @@ def run_worker(
     """
     memory.region(index)[Word.PID] = os.getpid()
     memory.region(index)[Word.STATE] = State.BOOTING
+    signal.signal(REOPEN, logs.reopen)  # while the application is loaded, too
+    logs.find_requests_in(BatchRunner._execute.__code__)
     try:
         app = load_app(settings.server.app)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -171,6 +173,8 @@ def run_worker(
     except Exception:
         log.exception("worker %d failed", index)
         return FluxorError.exit_code
+    finally:
+        logs.close()
 
 
 class Worker:
@@ -204,8 +208,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leave, False)
         loop.add_signal_handler(RETIRE, self._leave, True)
-        loop.add_signal_handler(REOPEN, reopen)
-        loop.add_signal_handler(signal.SIGQUIT, os._exit, 0)
+        loop.add_signal_handler(REOPEN, logs.reopen)
+        loop.add_signal_handler(signal.SIGQUIT, self._quit)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.set_blocking(lifeline, False)
 
@@ -219,8 +223,6 @@ class Worker:
         heart = loop.create_task(self._keep_beating())
         reporter: asyncio.Task[None] | None = None
 
-        if self.settings.observability.access_log:
-            self.app.add_middleware(access_log)
         try:
             await self.app.start()
         except FluxorError:
@@ -359,8 +361,14 @@ class Worker:
             call_later=loop.call_later,
             threads=self.threads,
         )
+        router = self.app.router()
+        observability = self.settings.observability
+        if observability.access_log:
+            AccessLog(
+                logs.buffered(), observability.log_format, observability.access_log_sample
+            ).watch(router.every_route())
         heads = HeadCache(
-            self.app.router(),
+            router,
             Limits(server.max_head, server.max_target, server.max_headers, server.max_body),
             lambda: runner.counters.offered,
         )
@@ -423,6 +431,11 @@ class Worker:
             route: limit(self.memory.routes[row], CONNECTIONS_BYTE + 1 + row)
             for route, row in zip(limited, rows, strict=True)
         }
+
+    @staticmethod
+    def _quit() -> None:
+        logs.close()
+        os._exit(0)
 
     def _beat(self) -> None:
         self.region[Word.HEARTBEAT] = time.monotonic_ns()
