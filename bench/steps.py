@@ -16,7 +16,7 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fluxor_fast import App, Request
+from fluxor_fast import App, Request, Response
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.auth.tokens import Tokens
 from fluxor_fast.routing import Route, Router
@@ -50,7 +50,12 @@ def _batch(connections: int, depth: int, path: str = "/", *, cold: bool = False)
     def text(request: Request) -> str:
         return "Hello, World!"
 
-    bench = Bench(app, HandLoop())
+    @app.get("/response")
+    def response(request: Request) -> Response:
+        document = {**DOCUMENT, "timestamp": int(time.time())}
+        return Response.json(document, 201, {"Cache-Control": "no-store"})
+
+    bench = Bench(app, HandLoop(), slice_seconds=60)  # never cut: a slow machine has as many turns
     bench.runner.block = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
     protocols = [bench.connect(Silent) for _ in range(connections)]
     head = HEAD.replace(b" / ", b" %b " % path.encode())
@@ -114,6 +119,7 @@ STEPS: dict[str, Callable[[], Step]] = {
     "pipelined": lambda: _batch(16, 16),
     "cold_16": lambda: _batch(16, 1, cold=True),
     "text_16": lambda: _batch(16, 1, "/text"),
+    "response_16": lambda: _batch(16, 1, "/response"),
     "routed": lambda: _routing("/r150/items/42"),
     "admission_16": _admission,
     "token_issued": lambda: _tokens()["token_issued"],

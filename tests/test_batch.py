@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from fluxor_fast import App, HTTPError, Request
+from fluxor_fast import App, HTTPError, Request, Response
 from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
 from fluxor_fast.server import batch
 from fluxor_fast.server.addresses import Trust
@@ -199,11 +200,11 @@ def burning_app(clock: Clock, seconds: float = 0.001) -> tuple[App, list[str]]:
         served.append(f"burn {n}")
         return {"n": n}
 
-    @app.get("/text/{n:int}")
-    def text(request: Request, n: int) -> str:
+    @app.get("/bytes/{n:int}")
+    def octets(request: Request, n: int) -> bytes:
         clock.now += seconds
-        served.append(f"text {n}")
-        return "not the short way"
+        served.append(f"bytes {n}")
+        return b"not the short way"
 
     @app.get("/health", priority="exempt")
     def health(request: Request) -> dict[str, str]:
@@ -222,7 +223,7 @@ def burning_app(clock: Clock, seconds: float = 0.001) -> tuple[App, list[str]]:
 # slices
 
 
-@pytest.mark.parametrize("route", ["burn", "text"])
+@pytest.mark.parametrize("route", ["burn", "bytes"])
 def test_a_slice_ends_after_its_time_and_the_backlog_goes_on_next_turn(
     clock: Clock, route: str
 ) -> None:
@@ -483,7 +484,8 @@ async def test_finish_does_not_wait_when_clients_of_the_backlog_are_gone() -> No
 # for all sequences
 
 Event = tuple[str, str, int]
-PATHS = ["/sync"] * 4 + ["/text", "/async", "/async", "/fail", "/teapot", "/critical", "/health"]
+SHORT = ["/sync"] * 4 + ["/text", "/response"]
+PATHS = [*SHORT, "/bytes", "/async", "/async", "/fail", "/teapot", "/critical", "/health"]
 
 
 def random_events(rng: random.Random) -> list[Event]:
@@ -517,6 +519,16 @@ def sequence_app(clock: Clock) -> App:
     def text(request: Request) -> str:
         clock.now += 0.001
         return "text"
+
+    @app.get("/response")
+    def response(request: Request) -> Response:
+        clock.now += 0.001
+        return Response.json({"response": True}, 202)
+
+    @app.get("/bytes")
+    def octets(request: Request) -> bytes:
+        clock.now += 0.001
+        return b"bytes"
 
     @app.get("/fail")
     def fail(request: Request) -> None:
@@ -725,7 +737,7 @@ def test_a_refused_connection_is_left_unread_for_a_while(clock: Clock) -> None:
 def test_who_was_served_starts_anew_whichever_way_the_answer_took(clock: Clock) -> None:
     app, _ = burning_app(clock)
     bench = Bench(app, HandLoop(), pause=0.5)
-    for path in ("/burn/1", "/text/1"):  # the short way and the long one
+    for path in ("/burn/1", "/bytes/1"):  # the short way and the long one
         protocol = bench.connect()
         protocol.pause, bench.runner.pacer.waiting = 0.08, 1
         protocol.data_received(head(path))
@@ -825,6 +837,51 @@ def test_handlers_wait_for_new_connections_but_not_for_good(clock: Clock) -> Non
     bench.assert_empty()
 
 
+# the short way
+
+RESPONSES: dict[str, Callable[[], Response]] = {
+    "json": lambda: Response.json({"a": 1}, 201, {"X-A": "1", "Set-Cookie": "s=1; HttpOnly"}),
+    "text": lambda: Response("é", headers={"X-Name": "é"}),
+    "empty": lambda: Response(b"", 200),
+    "nothing": lambda: Response(b"not sent", 204),
+    "moved": lambda: Response(b"", 308, {"Location": "/"}),
+    "missing": lambda: Response("no", 404),
+    "large": lambda: Response(b"x" * batch.LARGE),
+    "splitting": lambda: Response(b"x", headers={"X-A": "1\r\nX-B: 2"}),
+    "owned": lambda: Response(b"x", headers={"Content-Length": "1"}),
+    "typed": lambda: Response(b"x", content_type="text/plain\r\nX-B: 2"),
+}
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+@in_loop
+async def test_a_response_says_and_counts_the_same_on_the_short_way_and_the_long(name: str) -> None:
+    app = App()
+
+    @app.get("/")
+    def handler(request: Request) -> Response:
+        return RESPONSES[name]()
+
+    bench = Bench(app, HandLoop())
+    answers = []
+    for lines in ((), ("Connection: close",)):
+        for _ in range(2):  # the second time, what the first has left behind is there
+            protocol = bench.connect()
+            protocol.data_received(head("/", *lines))
+            bench.loop.run()
+            answer = b"".join(protocol.transport.written)
+            answers.append(answer.replace(b"Connection: close\r\n", b""))
+    about_request = re.compile(rb"(X-Request-ID: |request id )[0-9a-f]{32}")
+    assert len({about_request.sub(b"", answer) for answer in answers}) == 1, answers
+    assert b"X-B" not in answers[0]
+    status = int(answers[0][9:12])
+    assert status == (500 if name in ("splitting", "owned", "typed") else RESPONSES[name]().status)
+    responses = bench.runner.counters.responses
+    assert responses[status // 100] == sum(responses) == 4
+    await asyncio.sleep(0)  # the permits of large answers come back
+    bench.assert_empty()
+
+
 # several requests in one packet
 
 
@@ -869,7 +926,7 @@ def test_what_a_slice_has_done_of_a_pipeline_leaves_before_the_next(clock: Clock
 def test_a_pipeline_of_plain_and_other_answers_keeps_its_order(clock: Clock) -> None:
     app, _ = burning_app(clock, seconds=0.0)
     bench = Bench(app, HandLoop())
-    paths = ["/burn/1", "/text/2", "/health", "/burn/3", "/nowhere", "/burn/4"]
+    paths = ["/burn/1", "/bytes/2", "/health", "/burn/3", "/nowhere", "/burn/4"]
     seen(bench, *paths)
     protocol = bench.connect()
     protocol.data_received(b"".join(head(path) for path in paths))
@@ -917,7 +974,7 @@ def test_while_draining_only_the_last_answer_says_close(clock: Clock) -> None:
     app, _ = burning_app(clock, seconds=0.0)
     bench = Bench(app, HandLoop())
     protocol = bench.connect()
-    protocol.data_received(head("/burn/1") + head("/text/2") + head("/burn/3"))
+    protocol.data_received(head("/burn/1") + head("/bytes/2") + head("/burn/3"))
     bench.runner.draining = True
     protocol.data_received(head("/burn/4"))
     bench.loop.turn()

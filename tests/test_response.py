@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxor_fast import HTTPError, Response
+from fluxor_fast.http import response
 from fluxor_fast.http.response import encode_json, error_response, to_response
 
 BLOCK = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nX-Request-ID: "
@@ -166,6 +167,21 @@ def test_the_short_form_says_the_same(value: dict[str, Any]) -> None:
     long = parse(Response.json(value).encode(BLOCK, RID))
     assert short == long
     assert orjson.loads(short[2]) == value
+
+
+def test_a_name_that_was_good_once_does_not_make_the_next_value_good() -> None:
+    assert b"X-A: 1\r\n" in Response("x", headers={"X-A": "1"}).encode(BLOCK, RID)
+    for value in ("1\r\nX-B: 2", "1\0", "\n"):
+        with pytest.raises(ValueError):
+            Response("x", headers={"X-A": value}).encode(BLOCK, RID)
+    assert b"X-A: \t\xe9\r\n" in Response("x", headers={"X-A": "\té"}).encode(BLOCK, RID)
+
+
+def test_ever_new_headers_and_types_leave_only_so_much_behind() -> None:
+    for n in range(2000):
+        Response("x", headers={f"X-{n}": "1"}, content_type=f"text/{n}").encode(BLOCK, RID)
+    assert response._is_name.cache_info().currsize <= 256
+    assert response._start.cache_info().currsize <= 256
 
 
 def test_errors_as_answers() -> None:

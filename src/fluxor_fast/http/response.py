@@ -1,7 +1,7 @@
 """Answers: from what a handler returns to the bytes on the wire.
 
-``to_response`` turns any value a handler may return into a ``Response``; ``encode_json`` is
-the short form that the server takes for the commonest one, a dict answered with 200.
+``to_response`` turns any value a handler may return into a ``Response``; ``encode_json`` and
+``encode_text`` are the short forms that the server takes for a dict and for text, with 200.
 
 Rules kept here:
 
@@ -9,6 +9,8 @@ Rules kept here:
    answer cannot be split by what a handler puts into it.
 2. 1xx, 204 and 304 have neither body nor ``Content-Length`` (RFC 9110, sections 8.6 and 15).
 3. An answer to HEAD has the length of the body and no body (RFC 9110, section 9.3.2).
+4. What is kept from one answer for the next is bounded, and is never a header's value: that may be
+   a secret, and ever new.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -51,8 +54,24 @@ JSON_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:
 TEXT_OK = JSON_OK.replace(JSON.encode(), TEXT.encode())
 
 
-def _status_line(status: int) -> bytes:
-    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+@lru_cache(256)
+def _start(status: int, content_type: str | None) -> bytes:
+    """Return the status line and the field ``Content-Type``."""
+    line = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+    return line if content_type is None else line + _field("Content-Type", content_type)
+
+
+@lru_cache(256)
+def _is_name(name: str) -> bool:
+    """Whether a handler may set a header of that name."""
+    return _TOKEN.fullmatch(name) is not None and name.lower() not in _OWNED
+
+
+def _field(name: str, value: str) -> bytes:
+    plain = value.isascii() and value.isprintable()  # most are, and this is soon told
+    if not _is_name(name) or (not plain and _BAD_VALUE.search(value)):
+        raise ValueError(f"not a header that a handler may set: {name!r}: {value!r}")
+    return f"{name}: {value}\r\n".encode("latin-1")
 
 
 class Response:
@@ -86,7 +105,7 @@ class Response:
         self.body = body
         self.status = status
         self.content_type = content_type or (BINARY if body else None)
-        self.headers = dict(headers or {})
+        self.headers = dict(headers) if headers else {}
 
     @classmethod
     def json(
@@ -105,11 +124,24 @@ class Response:
         :param connection: a ready ``Connection`` field line, or nothing.
         :param head_only: the request was HEAD.
         """
-        if self.bodiless:
+        status, body = self.status, self.body
+        if status == 204 or status == 304:
             return self.head(block, rid, connection)
-        body = self.body
-        head = self.head(block, rid, b"Content-Length: %d\r\n%b" % (len(body), connection))
-        return head if head_only else head + body
+        start = _start(status, self.content_type)
+        for name, value in self.headers.items():
+            start += _field(name, value)
+        if head_only:
+            body, length = b"", len(body)
+        else:
+            length = len(body)
+        return b"%bContent-Length: %d\r\n%b%b%b\r\n\r\n%b" % (
+            start,
+            length,
+            connection,
+            block,
+            rid,
+            body,
+        )
 
     @property
     def bodiless(self) -> bool:
@@ -118,19 +150,10 @@ class Response:
 
     def head(self, block: bytes, rid: bytes, lines: bytes) -> bytes:
         """Return status line and header fields; ``lines`` are ready ones of the server's own."""
-        parts = [_status_line(self.status)]
-        if self.content_type is not None:
-            parts.append(_field("Content-Type", self.content_type))
+        start = _start(self.status, self.content_type)
         for name, value in self.headers.items():
-            parts.append(_field(name, value))
-        parts += (lines, block, rid, b"\r\n\r\n")
-        return b"".join(parts)
-
-
-def _field(name: str, value: str) -> bytes:
-    if not _TOKEN.fullmatch(name) or name.lower() in _OWNED or _BAD_VALUE.search(value):
-        raise ValueError(f"not a header that a handler may set: {name!r}: {value!r}")
-    return f"{name}: {value}\r\n".encode("latin-1")
+            start += _field(name, value)
+        return b"%b%b%b%b\r\n\r\n" % (start, lines, block, rid)
 
 
 def _default(value: Any) -> Any:

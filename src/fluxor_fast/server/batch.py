@@ -364,8 +364,9 @@ class BatchRunner:
     def _execute(self, queue: WaitingQueue, until: float) -> int:
         """Run synchronous handlers until the queue is empty or the time is up; return how many.
 
-        This is the hot path: the commonest answers (JSON or text, HTTP/1.1, to a client that takes
-        its answers in) go to the connection from here, everything else through ``_leave``.
+        This is the hot path: the commonest answers (JSON, text or a ``Response``, of success,
+        HTTP/1.1, to a client that takes its answers in) go to the connection from here, everything
+        else through ``_leave``.
         """
         requests = queue.requests
         take = requests.pop if queue.standing else requests.popleft
@@ -392,9 +393,17 @@ class BatchRunner:
             try:
                 value = head.route.call(request)
                 kind = type(value)
-                if (kind is dict or kind is str) and head.short and keep:
-                    encode = encode_json if kind is dict else encode_text
-                    answer = encode(value, block, rid)
+                if (
+                    (kind is dict or kind is str or (kind is Response and value.status < 300))
+                    and head.short
+                    and keep
+                ):
+                    if kind is dict:
+                        answer = encode_json(value, block, rid)
+                    elif kind is str:
+                        answer = encode_text(value, block, rid)
+                    else:
+                        answer = value.encode(block, rid)
                     if len(answer) < LARGE and (
                         connection.order is None
                         or not (connection.closed or connection.write_paused)
