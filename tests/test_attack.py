@@ -1,5 +1,5 @@
 """What ``make attack`` reads from its tools and draws from its seeds; the attacks themselves are
-in ``tests/process/test_attack.py``."""
+in ``tests/process/test_under_attack.py``."""
 
 from __future__ import annotations
 
