@@ -216,6 +216,22 @@ def test_a_mapping_that_is_taken_over_is_the_same_memory() -> None:
     assert other.routes[63][4] == other.clients[-1] == other.totals()[Word.OFFERED] == 11
 
 
+def test_what_is_no_such_mapping_is_not_taken_over() -> None:
+    memory = SharedMemory(1)
+    memory._words[1] += 1
+    with pytest.raises(ValueError, match="layout is version"):
+        SharedMemory.adopt(memory.fd)
+    memory._words[0] += 1
+    with pytest.raises(ValueError, match="something else"):
+        SharedMemory.adopt(memory.fd)
+    empty = os.memfd_create("empty")
+    with pytest.raises(ValueError, match="something else"):
+        SharedMemory.adopt(empty)
+    os.close(empty)
+    with pytest.raises(ValueError, match="cannot be read"):
+        SharedMemory.adopt(empty)
+
+
 def test_a_route_keeps_its_row_while_any_worker_uses_it() -> None:
     """The next version of an application may have other routes, in another order."""
     memory = SharedMemory(3)

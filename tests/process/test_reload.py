@@ -129,7 +129,7 @@ def test_the_graceful_timeout_ends_idle_connections_of_a_worker_that_drains(fold
 
 def test_reloads_faster_than_workers_drain_wait_for_a_free_index(folder: Path) -> None:
     """Eight indexes, and nine generations whose idle connections keep them."""
-    with serving(folder, "--workers=2", "--graceful-timeout=1.5") as server, ExitStack() as stack:
+    with serving(folder, "--workers=2", "--graceful-timeout=0.8") as server, ExitStack() as stack:
         for generation in range(1, 5):
             for _ in range(8):
                 stack.enter_context(Client(server.port)).request("/")
@@ -203,15 +203,15 @@ def test_the_limit_is_exact_while_workers_come_and_go(listener: str, tmp_path: P
     random = seeded(f"reloads and scalings, {listener}")
     file = tmp_path / "inside"
     file.write_bytes(struct.pack("qq", 0, 0))
-    flags = ("--workers=2", "--graceful-timeout=3", f"--listener={listener}", *EXACT)
+    flags = ("--workers=2", "--graceful-timeout=2", f"--listener={listener}", *EXACT)
     with (
         LiveServer("inside:app", *flags, env={"INSIDE_FILE": str(file)}) as server,
         Steady(server.port, 30, refusals=True) as clients,
     ):
-        until = time.monotonic() + 2.5
+        until = time.monotonic() + 1.2
         while time.monotonic() < until:
             server.signal(random.choice([signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU]))
-            time.sleep(random.uniform(0.1, 0.6))
+            time.sleep(random.uniform(0.05, 0.3))
     inside, most = struct.unpack("qq", file.read_bytes())
     assert (inside, most) == (0, LIMIT)
     assert [f for f in clients.failures if "Refused" not in f and "connecting" not in f] == []

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest
-
 from fluxor_fast.arbiter.shared import SharedMemory
 from tests.process.test_reload import APP, EXACT, LIMIT, told
 from tests.support.server import LiveServer, eventually, get
@@ -127,7 +125,7 @@ def test_a_unix_socket_goes_over_and_what_cannot_change_is_told(tmp_path: Path) 
 def test_an_old_arbiter_that_is_killed_leaves_its_indexes_to_the_new_one() -> None:
     with serving("held:app", "--workers=2", "--graceful-timeout=30") as server:
         first = server.process.pid
-        with Steady(server.port, 4, "/hold?1", refusals=True):
+        with Steady(server.port, 4, "/hold?0.3", refusals=True):
             eventually(lambda: get(server.port, "/figures").json["ccu"] == 4, "held")
             os.kill(first, signal.SIGUSR2)
             told(server, "is ready; this one leaves")
@@ -142,10 +140,9 @@ def test_an_old_arbiter_that_is_killed_leaves_its_indexes_to_the_new_one() -> No
         upgraded(server, second, 2)  # there is room for one more pair
 
 
-@pytest.mark.parametrize("what", ["version", "magic"])
-def test_a_memory_with_another_layout_is_refused(what: str, tmp_path: Path) -> None:
+def test_a_memory_with_another_layout_is_refused() -> None:
     memory = SharedMemory(8)
-    memory._words[1 if what == "version" else 0] = 99
+    memory._words[1] = 99
     read, write = os.pipe()
     message = (
         f'{{"pid": {os.getpid()}, "memory": {memory.fd}, "listeners": [],'
@@ -163,5 +160,5 @@ def test_a_memory_with_another_layout_is_refused(what: str, tmp_path: Path) -> N
     os.close(write)
     assert done.returncode == 3
     assert "cannot be taken over, so the limit would not hold" in done.stderr
-    assert ("version 99" in done.stderr) == (what == "version")
+    assert "its layout is version 99" in done.stderr
     assert "Traceback" not in done.stderr
