@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from fluxor_fast.arbiter.arbiter import Backoff
 from fluxor_fast.arbiter.sockets import (
     bind_listeners,
     bind_unix,
@@ -21,13 +20,6 @@ from fluxor_fast.arbiter.sockets import (
     provide_descriptors,
 )
 from fluxor_fast.errors import ListenError
-
-
-def test_a_worker_that_lived_is_replaced_at_once_and_early_deaths_double_the_delay() -> None:
-    backoff = Backoff(healthy=5.0, first=0.1, longest=1.0)
-    assert [backoff.after(1.0) for _ in range(7)] == [0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
-    assert backoff.after(6.0) == 0.0  # one that lived makes good
-    assert [backoff.after(1.0) for _ in range(3)] == [0.0, 0.1, 0.2]
 
 
 def test_listeners_share_one_port() -> None:

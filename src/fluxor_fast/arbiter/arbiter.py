@@ -7,9 +7,11 @@ Rules:
 2. The first worker starts alone: what would fail in all of them is said once. If it cannot
    start, the arbiter halts with the worker's exit code.
 3. A worker that leaves unasked is replaced: at once if it had lived a while, else after a delay
-   that doubles. Its permits are free and its counters kept as soon as it is reaped.
+   that doubles (``breaker``). Its permits are free and its counters kept as soon as it is reaped.
+   Once the first worker has been ready, no failing worker ends the instance.
 4. A worker is ready or dead by what its own event loop wrote: ready when it says so, and ended
-   by SIGKILL when its heartbeat has been silent for ``heartbeat_timeout``.
+   by SIGKILL, its stacks in the log, when its heartbeat has been silent for ``heartbeat_timeout``
+   (``health``).
 5. SIGTERM and SIGINT drain; workers that outlast the graceful timeout get SIGKILL; so do all
    at a second SIGINT or at SIGQUIT.
 
@@ -34,9 +36,17 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from random import Random
 
 from fluxor_fast.arbiter.adaptive import AdaptiveLimit, AdaptiveSettings, Look
+from fluxor_fast.arbiter.breaker import Breaker
+from fluxor_fast.arbiter.endings import OutOfMemoryKills, ending
+from fluxor_fast.arbiter.health import Verdict, Watch
+from fluxor_fast.arbiter.orphans import reap_orphans
+from fluxor_fast.arbiter.pidfile import PidFile
+from fluxor_fast.arbiter.pinning import core_of, cores_in_order, pin
+from fluxor_fast.arbiter.recycle import Life, RecycleLimits, next_due, resident_bytes
 from fluxor_fast.arbiter.shared import LOOK_SECONDS, SharedMemory, State, Word
 from fluxor_fast.arbiter.sockets import (
     SocketFile,
@@ -46,10 +56,11 @@ from fluxor_fast.arbiter.sockets import (
     place_of,
     provide_descriptors,
 )
+from fluxor_fast.arbiter.stacks import DUMP_SIGNAL, Stacks
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import BootError
 
-__all__ = ["Arbiter", "Backoff", "WorkerMain"]
+__all__ = ["Arbiter", "WorkerMain"]
 
 log = logging.getLogger("fluxor_fast.arbiter")
 
@@ -58,45 +69,33 @@ WorkerMain = Callable[[Settings, SharedMemory, int, socket.socket, int], int]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 TICK = 0.1  # seconds between two looks at the workers
+WEIGH_SECONDS = 1.0  # between two looks at what workers have come to
 MARGIN = 2.0  # seconds a worker gets beyond the graceful timeout to leave by itself
-
-
-@dataclass(slots=True)
-class Backoff:
-    """How long to wait before a worker is replaced.
-
-    A worker that lived at least ``healthy`` seconds is replaced at once. The first early death
-    is forgiven; each further one in a row doubles the delay, from ``first`` to ``longest``.
-    """
-
-    healthy: float = 1.0
-    first: float = 0.1
-    longest: float = 10.0
-    _early: int = field(default=0, init=False)
-
-    def after(self, lived: float) -> float:
-        """Return the delay in seconds after a worker that lived ``lived`` seconds."""
-        if lived >= self.healthy:
-            self._early = 0
-            return 0.0
-        self._early += 1
-        if self._early == 1:
-            return 0.0
-        return min(self.first * 2.0 ** (self._early - 2), self.longest)
 
 
 @dataclass(slots=True)
 class _Worker:
     pid: int
-    started: float
+    watch: Watch
+    life: Life
+    stacks: Stacks
+    ready: float | None = None  # since when
     killed: str = ""  # why the arbiter ended it
+    recycled: str = ""  # why it was told to leave
+    kill_at: float = float("inf")
+
+    def lived(self, now: float) -> float:
+        """Return for how many seconds it has been ready, or was."""
+        return 0.0 if self.ready is None else now - self.ready
 
 
 class Arbiter:
     """The master of one instance.
 
     :param worker_main: what a worker process runs.
-    :param announce: called once with the place (``sockets.place_of``) when all workers are ready.
+    :param announce: called once with the place (``sockets.place_of``) when all workers are ready,
+        or have failed after the first one was.
+    :param random: draws how many requests each worker may answer.
     """
 
     def __init__(
@@ -104,6 +103,7 @@ class Arbiter:
         settings: Settings,
         worker_main: WorkerMain,
         announce: Callable[[str], None] = lambda place: None,
+        random: Random | None = None,
     ) -> None:
         self._settings = settings
         self._worker_main = worker_main
@@ -112,9 +112,21 @@ class Arbiter:
         self._memory = SharedMemory(self._count)
         self._workers: dict[int, _Worker] = {}
         self._due: dict[int, float] = {}  # index → when its worker is to be replaced
-        self._backoff = [Backoff() for _ in range(self._count)]
+        self._breaker = Breaker()
+        self._out_of_memory = OutOfMemoryKills()
+        server = settings.server
+        self._limits = RecycleLimits(
+            server.max_requests,
+            server.max_requests_jitter,
+            server.max_worker_age,
+            server.max_worker_memory,
+        )
+        self._random = random or Random()
+        self._cores = cores_in_order(os.sched_getaffinity(0)) if server.pin else ()
+        self._pid_file: PidFile | None = None
         self._listeners: list[socket.socket] = []
         self._socket_file: SocketFile | None = None
+        self._proved = False  # the first worker was ready: the application can be served
         self._serving = False  # all workers were ready once
         self._stopping = False
         self._kill_at = float("inf")
@@ -125,6 +137,7 @@ class Arbiter:
             self._adaptive = AdaptiveLimit(
                 AdaptiveSettings(ceiling=ceiling, floor=floor), time.monotonic()
             )
+        self._weighed = 0.0  # when last
         self._looked = (0.0, self._memory.totals())  # when last, and what it showed
         self._exit_code = 0
         self._boot_code: int | None = None
@@ -135,6 +148,16 @@ class Arbiter:
         :raises ListenError: if the address cannot be had.
         :raises BootError: if the workers cannot start.
         """
+        server = self._settings.server
+        if server.pid_file is not None:
+            self._pid_file = PidFile(server.pid_file)
+        try:
+            return self._run()
+        finally:
+            if self._pid_file is not None:
+                self._pid_file.remove()
+
+    def _run(self) -> int:
         server = self._settings.server
         self._bind()
         place = place_of(self._listeners[0])
@@ -214,19 +237,22 @@ class Arbiter:
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid:
                 self._bury(index, worker, os.waitstatus_to_exitcode(status))
+        if os.getpid() == 1:
+            reap_orphans({worker.pid for worker in self._workers.values()})
 
     def _bury(self, index: int, worker: _Worker, code: int) -> None:
         """Deal with a worker that has left: free what it held, and replace it if need be."""
         del self._workers[index]
         self._memory.fold(index)
+        stacks = worker.stacks.read()  # of a fault, unless they have been asked for
+        worker.stacks.close()
         if self._stopping:
             if code != 0:
                 self._exit_code = self._exit_code or 1
             return
-        how = worker.killed or (
-            f"was ended by {signal.Signals(-code).name}" if code < 0 else f"left with code {code}"
-        )
-        if not self._serving:
+        out_of_memory = self._out_of_memory.rose()
+        how = worker.killed or ending(code, out_of_memory=out_of_memory)
+        if not self._proved:
             # exit codes of boot errors have been explained by the worker itself
             if self._boot_code is None:
                 self._boot_code = code if code > 0 else BootError.exit_code
@@ -235,15 +261,33 @@ class Arbiter:
             self._stop(MARGIN)
             return
         now = time.monotonic()
-        delay = self._backoff[index].after(now - worker.started)
+        if worker.recycled and code == 0:
+            self._due[index] = now
+            return
+        delay, loops = self._breaker.died(index, worker.lived(now))
         log.warning(
-            "worker %d (pid %d) %s; replaced %s",
+            "worker %d (pid %d) %s; replaced %s%s",
             index,
             worker.pid,
             how,
             f"in {delay:.1f} s" if delay else "at once",
+            f"\n{stacks}" if stacks else "",
         )
+        if loops:
+            log.error(
+                "worker %d crash-loops: tried every %g s from now on; %s",
+                index,
+                delay,
+                self._word(),
+            )
+        if index in self._breaker.looping:
+            self._memory.region(index)[Word.STATE] = State.FAILING
         self._due[index] = now + delay
+
+    def _word(self) -> str:
+        """Return the state of the instance in a word, and what it means."""
+        serving = sum(worker.ready is not None for worker in self._workers.values())
+        return f"{self._breaker.word(serving)}: {serving} of {self._count} workers serve"
 
     def _look_after(self, place: str) -> None:
         """Start what is due, end what hangs, notice what has become ready."""
@@ -262,15 +306,25 @@ class Arbiter:
             self._check_health(index, worker, now)
         if self._adaptive is not None:
             self._adapt(self._adaptive, now)
+        if self._limits.any_set and now - self._weighed >= WEIGH_SECONDS:
+            self._weighed = now
+            self._weigh(now)
         if not self._serving:
-            ready = [self._memory.region(i)[Word.STATE] == State.READY for i in self._workers]
-            if all(ready):
-                if len(ready) == self._count:
-                    self._serving = True
-                    self._announce(place)
-                else:
-                    for index in range(1, self._count):
-                        self._spawn(index)
+            self._get_going(place)
+
+    def _get_going(self, place: str) -> None:
+        """Start the other workers when the first one is ready; announce when all are."""
+        if not self._proved:
+            first = self._workers.get(0)
+            if first is not None and first.ready is not None:
+                self._proved = True
+                for index in range(1, self._count):
+                    self._spawn(index)
+            return
+        ready = [worker.ready is not None for worker in self._workers.values()]
+        if any(ready) and (self._due or all(ready)):  # one that fails does not hold up the rest
+            self._serving = True
+            self._announce(place)
 
     def _adapt(self, adaptive: AdaptiveLimit, now: float) -> None:
         """Publish the limit that fits what was seen since the last look."""
@@ -285,19 +339,52 @@ class Arbiter:
     def _check_health(self, index: int, worker: _Worker, now: float) -> None:
         if worker.killed:
             return
-        server = self._settings.server
         region = self._memory.region(index)
-        if region[Word.STATE] == State.READY:
-            silent = now - region[Word.HEARTBEAT] / 1e9
-            if silent > server.heartbeat_timeout:
-                worker.killed = f"had a silent event loop for {silent:.0f} s and was ended"
-        elif (
-            region[Word.STATE] in (State.ABSENT, State.BOOTING)
-            and now - worker.started > server.boot_timeout
-        ):
-            worker.killed = f"was not ready after {server.boot_timeout:g} s and was ended"
-        if worker.killed:
-            self._signal(worker, signal.SIGKILL)
+        state = region[Word.STATE]
+        if worker.ready is None and state == State.READY:
+            worker.ready = now
+        if self._breaker.looping and self._breaker.lives(index, worker.lived(now)):
+            log.warning("worker %d (pid %d) lives again; %s", index, worker.pid, self._word())
+        verdict = worker.watch.look(now, state, region[Word.HEARTBEAT], worker.stacks.size)
+        if verdict is Verdict.ASK:
+            self._signal(worker, DUMP_SIGNAL)
+        elif verdict is Verdict.END:
+            self._end(index, worker, worker.watch.reason)
+        elif now >= worker.kill_at:
+            self._end(index, worker, "outlasted the graceful timeout")
+
+    def _end(self, index: int, worker: _Worker, why: str) -> None:
+        stacks = worker.stacks.read()
+        asked = f"\n{stacks}" if stacks else ""
+        log.error("worker %d (pid %d) %s: SIGKILL%s", index, worker.pid, why, asked)
+        worker.killed = f"{why} and was ended"
+        self._signal(worker, signal.SIGKILL)
+
+    def _weigh(self, now: float) -> None:
+        """Recycle a worker that has come to a limit."""
+        ready = len(self._workers) == self._count and all(
+            self._memory.region(index)[Word.STATE] == State.READY for index in self._workers
+        )
+        due = next_due(
+            ((index, self._over(index, worker, now)) for index, worker in self._workers.items()),
+            all_ready=ready,
+        )
+        if due is not None:
+            self._recycle(*due)
+
+    def _over(self, index: int, worker: _Worker, now: float) -> str:
+        region = self._memory.region(index)
+        done = region[Word.COMPLETED] + region[Word.ABORTED]
+        resident = resident_bytes(worker.pid) if self._limits.memory else 0
+        return worker.life.over(now, done, resident)
+
+    def _recycle(self, index: int, reason: str) -> None:
+        """Replace a worker that is well: it drains, and another one takes its place."""
+        worker = self._workers[index]
+        log.info("worker %d (pid %d) is recycled: %s", index, worker.pid, reason)
+        worker.recycled = reason
+        worker.kill_at = time.monotonic() + self._settings.server.graceful_timeout + MARGIN
+        self._signal(worker, signal.SIGTERM)
 
     # processes
 
@@ -307,15 +394,20 @@ class Arbiter:
 
     def _spawn(self, index: int) -> None:
         started = time.monotonic()
+        server = self._settings.server
+        watch = Watch(started, server.heartbeat_timeout, server.boot_timeout)
+        life = Life.begin(self._limits, started, self._random)
+        stacks = Stacks()
+        self._memory.region(index)[Word.STATE] = State.ABSENT
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid:
-            self._workers[index] = _Worker(pid, started)
+            self._workers[index] = _Worker(pid, watch, life, stacks)
             return
         code = 1
         try:
-            code = self._child(index)
+            code = self._child(index, stacks)
         except BaseException:
             log.exception("worker %d failed", index)
         finally:
@@ -323,7 +415,16 @@ class Arbiter:
             sys.stderr.flush()
             os._exit(code)  # the arbiter's own exit handlers are not the child's
 
-    def _child(self, index: int) -> int:
+    def _child(self, index: int, stacks: Stacks) -> int:
+        stacks.register()
+        if self._pid_file is not None:
+            self._pid_file.close()
+        if self._cores:
+            core = core_of(index, self._cores)
+            if why := pin(core):
+                log.warning("worker %d cannot be pinned to core %d: %s", index, core, why)
+        for worker in self._workers.values():
+            worker.stacks.close()
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)

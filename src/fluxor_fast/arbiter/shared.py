@@ -79,6 +79,9 @@ class State(IntEnum):
     BOOTING = 1
     READY = 2
     DRAINING = 3
+    FAILING = (
+        4  # there is none: it crash-loops, and is tried again now and then (the arbiter's word)
+    )
 
 
 class Word(IntEnum):

@@ -46,6 +46,7 @@ from fluxor_fast.server.clients import LOOPBACK, ClientLimit
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.handshake import Handshake
 from fluxor_fast.server.heads import HeadCache, Limits
+from fluxor_fast.server.lifeline import watch_lifeline
 from fluxor_fast.server.protocol import HttpProtocol, Open, Service, Timeouts
 from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
 from fluxor_fast.server.sweep import sweep
@@ -57,6 +58,7 @@ log = logging.getLogger("fluxor_fast.worker")
 
 SWEEP_SECONDS = 1.0
 SWEEP_SLICE = 0.002  # seconds of it at one go, as of handlers
+ORPHAN_MARGIN = 2.0  # seconds beyond the graceful timeout in which an orphan must have left
 RESERVED_DESCRIPTORS = 24  # for listeners, connections that are being refused, logs, files
 # which byte of the shared file is locked for which limit
 PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)  # then one for each route
@@ -172,14 +174,16 @@ class Worker:
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         loop.add_signal_handler(signal.SIGQUIT, os._exit, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        os.set_blocking(lifeline, False)
 
         def orphaned() -> None:
-            loop.remove_reader(lifeline)
             log.warning("the arbiter is gone: worker %d drains and leaves", self.index)
             stop.set()
 
-        loop.add_reader(lifeline, orphaned)
+        watch_lifeline(
+            lifeline,
+            lambda: loop.call_soon_threadsafe(orphaned),
+            self.settings.server.graceful_timeout + ORPHAN_MARGIN,
+        )
         self._beat()
         heart = loop.create_task(self._keep_beating())
         reporter: asyncio.Task[None] | None = None
