@@ -36,6 +36,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 
@@ -280,9 +281,21 @@ class Arbiter:
                 delay,
                 self._word(),
             )
+            self._set_aside(index)
         if index in self._breaker.looping:
             self._memory.region(index)[Word.STATE] = State.FAILING
         self._due[index] = now + delay
+
+    def _set_aside(self, index: int) -> None:
+        """Have the kernel give no more connections to a listener that nobody accepts from.
+
+        What waits in its queue is reset: it would wait for ever. The worker that makes it listens
+        anew. A socket that all workers share is left alone.
+        """
+        server = self._settings.server
+        if server.uds is None and server.fd is None and server.listener == "reuseport":
+            with suppress(OSError):  # it has never listened
+                self._listeners[index].shutdown(socket.SHUT_RDWR)
 
     def _word(self) -> str:
         """Return the state of the instance in a word, and what it means."""

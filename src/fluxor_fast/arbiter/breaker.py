@@ -7,9 +7,11 @@ Rules:
 2. The first early death is forgiven; each further one in a row doubles the delay.
 3. After ``OPENS_AFTER`` early deaths in a row the seat *crash-loops*: it is tried once in
    ``RETRY_SECONDS``, and said once. It closes again when a worker of it lives.
+   Its listener is set aside meanwhile, or its share of the connections would hang.
 4. A seat is nobody else's affair: others serve on, and the instance does not end, even if all
    its seats crash-loop. What made them die (a full disk, a database, a poisoned request) may pass,
-   a retry every ten seconds costs little, and whoever supervises the instance sees the word.
+   a retry every ten seconds costs little, connections are refused at once, and whoever supervises
+   the instance sees the word.
 """
 
 from __future__ import annotations
