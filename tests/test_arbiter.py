@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fluxor_fast.arbiter.arbiter import Arbiter
 from fluxor_fast.arbiter.sockets import (
     bind_listeners,
     bind_unix,
@@ -19,7 +21,22 @@ from fluxor_fast.arbiter.sockets import (
     place_of,
     provide_descriptors,
 )
-from fluxor_fast.errors import ListenError
+from fluxor_fast.config import load
+from fluxor_fast.errors import BootError, ListenError
+
+
+def test_a_fork_that_fails_ends_no_instance_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_fork() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", no_fork)
+    arbiter = Arbiter(load(environ={}, flags={"server.workers": 1}), lambda *_: 0)
+    with pytest.raises(BootError, match="cannot start a worker"):
+        arbiter._spawn(0)
+    arbiter._proved = True
+    arbiter._spawn(0)
+    assert list(arbiter._due) == [0]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])  # none is left blocked
 
 
 def test_listeners_share_one_port() -> None:

@@ -196,6 +196,18 @@ def test_a_worker_is_recycled_by_age() -> None:
         assert "s old, at most 1" in server.log
 
 
+def test_a_stop_right_after_a_fork_is_not_lost_in_the_child() -> None:
+    with LiveServer("sick:app", "--workers=1") as server:
+        victim = server.workers[0]
+        os.kill(victim, signal.SIGKILL)
+        until = time.monotonic() + 5
+        while server.workers in ([victim], []) and time.monotonic() < until:
+            pass  # the signal is to come within a millisecond of the fork
+        server.signal(signal.SIGTERM)
+        assert server.wait(5) == 0
+        assert server.log.count("SIGTERM: stopping") == 1
+
+
 def test_workers_are_pinned_to_cores_that_are_allowed() -> None:
     cores = sorted(os.sched_getaffinity(0))
     with LiveServer("sick:app", f"--workers={len(cores) + 1}", "--pin") as server:

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from random import Random
 
 from fluxor_fast.arbiter.adaptive import AdaptiveLimit, AdaptiveSettings, Look
-from fluxor_fast.arbiter.breaker import Breaker
+from fluxor_fast.arbiter.breaker import RETRY_SECONDS, Breaker
 from fluxor_fast.arbiter.endings import OutOfMemoryKills, ending
 from fluxor_fast.arbiter.health import Verdict, Watch
 from fluxor_fast.arbiter.orphans import reap_orphans
@@ -248,7 +248,8 @@ class Arbiter:
         stacks = worker.stacks.read()  # of a fault, unless they have been asked for
         worker.stacks.close()
         if self._stopping:
-            if code != 0:
+            # SIGTERM ends only who has not begun to serve: that is as good
+            if code not in (0, -signal.SIGTERM):
                 self._exit_code = self._exit_code or 1
             return
         out_of_memory = self._out_of_memory.rose()
@@ -414,8 +415,21 @@ class Arbiter:
         self._memory.region(index)[Word.STATE] = State.ABSENT
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        # a signal that came to the child before its handlers are its own would be lost there, and
+        # go through the wake-up pipe, which is shared, to the arbiter
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, or too little memory: that may pass
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            stacks.close()
+            if not self._proved:
+                raise BootError(f"cannot start a worker: {error.strerror}") from error
+            log.error("worker %d cannot be started: %s; tried again", index, error.strerror)
+            self._due[index] = started + RETRY_SECONDS
+            return
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             self._workers[index] = _Worker(pid, watch, life, stacks)
             return
         code = 1
@@ -429,6 +443,11 @@ class Arbiter:
             os._exit(code)  # the arbiter's own exit handlers are not the child's
 
     def _child(self, index: int, stacks: Stacks) -> int:
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the arbiter
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         stacks.register()
         if self._pid_file is not None:
             self._pid_file.close()
@@ -438,10 +457,6 @@ class Arbiter:
                 log.warning("worker %d cannot be pinned to core %d: %s", index, core, why)
         for worker in self._workers.values():
             worker.stacks.close()
-        signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the arbiter
         for fd in (*self._wake, self._lifeline[1]):
             os.close(fd)
         for at, listener in enumerate(self._listeners):
