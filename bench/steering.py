@@ -10,7 +10,7 @@ Four servers, two workers each, in turns, wrk with two threads on the same cores
 
 The last two are not in the server: an arbiter made here sets them. Each row is measured on kept
 connections (64 and 1,000) and with a connection for each request. On loopback a packet is received
-on the core of its sender, so steering joins client and worker on one core, which real networks do not.
+on the core of its sender, so steering joins client and worker on one core; real networks do not.
 """
 
 from __future__ import annotations
