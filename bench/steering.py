@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import Cores, Failed, Round, Server, fetch, free_port, measured
 
-from fluxor_fast.arbiter.arbiter import Arbiter
+from fluxor_fast.arbiter.arbiter import Arbiter, Version
 from fluxor_fast.arbiter.pinning import cores_in_order
 from fluxor_fast.config import load
 from fluxor_fast.server.worker import run_worker
@@ -70,7 +70,7 @@ def serve(mode: str, port: int) -> int:
         "server.pin": mode != "free", "server.max_connections": 5000,
     }  # fmt: skip
     Steering.mode = mode
-    return Steering(load(environ={}, flags=flags), run_worker).run()
+    return Steering(Version(load(environ={}, flags=flags), run_worker)).run()
 
 
 def up(port: int) -> bool:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.process.test_reload import EXACT, LIMIT
 from tests.support.server import APPS, Client, LiveServer, eventually, get
+from tests.support.steady import Steady
 
 
 def pids_of(server: LiveServer) -> dict[int, Client]:
@@ -165,6 +168,48 @@ def test_an_instance_whose_workers_all_crash_loop_refuses_and_goes_on_trying(
         assert get(server.port, "/who").status == 200
 
 
+def crash_looping(server: LiveServer, bad: Path) -> int:
+    """Have one of two workers crash-loop; return the pid of the other."""
+    survivor, victim = server.workers
+    bad.touch()
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: "degraded: 1 of 2 workers serve" in server.log, "it crash-loops", 30)
+    return survivor
+
+
+def test_a_reload_fills_a_crash_looping_seat_at_once(tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    flags = ("--workers=2", "--graceful-timeout=1")
+    with LiveServer("sick:app", *flags, env={"SICK_BAD": str(bad)}) as server:
+        survivor = crash_looping(server, bad)
+        server.signal(signal.SIGHUP)  # to what is as bad: the survivor stays
+        eventually(lambda: "reload: stopped; 1 workers stay as they are" in server.log, "told")
+        assert {get(server.port, "/who").json["pid"] for _ in range(10)} == {survivor}
+        bad.unlink()
+        server.signal(signal.SIGHUP)
+        eventually(lambda: "reload: done, 2 workers serve" in server.log, "done")
+        eventually(lambda: "lives again; ok: 2 of 2 workers serve" in server.log, "closed")
+        eventually(lambda: survivor not in server.workers, "the old one has left")
+        found = pids_of(server)
+        for client in found.values():
+            client.close()
+
+
+def test_a_crash_looping_seat_can_be_taken_away_and_its_listener_is_anothers(
+    tmp_path: Path,
+) -> None:
+    bad = tmp_path / "bad"
+    flags = ("--workers=2", "--graceful-timeout=1")
+    with LiveServer("sick:app", *flags, env={"SICK_BAD": str(bad)}) as server:
+        survivor = crash_looping(server, bad)
+        bad.unlink()
+        server.signal(signal.SIGTTOU)
+        eventually(lambda: "scaling: done, 1 workers serve" in server.log, "done")
+        pids = {get(server.port, "/who").json["pid"] for _ in range(30)}  # of both listeners
+        assert len(pids) == 1
+        assert pids.isdisjoint({survivor})
+
+
 @pytest.fixture
 def recycled() -> Iterator[LiveServer]:
     flags = ("--workers=2", "--max-requests=20", "--max-requests-jitter=10")
@@ -194,6 +239,36 @@ def test_a_worker_is_recycled_by_age() -> None:
         first = server.workers
         eventually(lambda: server.workers not in (first, []), "recycled", 8)
         assert "s old, at most 1" in server.log
+
+
+def test_a_successor_that_does_not_get_ready_leaves_the_worker_that_was_to_be_recycled(
+    impatient: dict[str, str],
+) -> None:
+    bad = Path(impatient["SICK_BAD"])
+    flags = ("--workers=1", "--max-worker-age=1")
+    with LiveServer("sick:app", *flags, env=impatient) as server:
+        first = server.workers
+        bad.touch()
+        eventually(lambda: server.log.count("recycling: stopped; 1 workers stay") >= 2, "told")
+        assert get(server.port, "/who").json["pid"] == first[0]
+        bad.unlink()
+        eventually(lambda: get(server.port, "/who").json["pid"] != first[0], "recycled")
+        assert "crash-loops" not in server.log
+
+
+def test_the_limit_is_exact_while_workers_are_recycled_and_no_request_fails(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "inside"
+    file.write_bytes(struct.pack("qq", 0, 0))
+    flags = ("--workers=2", "--max-requests=100", "--max-requests-jitter=50", *EXACT)
+    env = {"INSIDE_FILE": str(file)}
+    with LiveServer("inside:app", *flags, env=env) as server:
+        with Steady(server.port, 20, refusals=True) as clients:
+            eventually(lambda: server.log.count("recycling: done") >= 3, "recycled", 20)
+        eventually(lambda: get(server.port, "/figures").json["ccu"] == 0, "all permits are back")
+        assert struct.unpack("qq", file.read_bytes()) == (0, LIMIT)
+        assert clients.failures == []
 
 
 def test_a_stop_right_after_a_fork_is_not_lost_in_the_child() -> None:
