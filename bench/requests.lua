@@ -1,6 +1,7 @@
 -- Other requests than one GET, reported as report.lua does. The first argument says which:
 --   pipeline N      so many GETs in one packet
 --   cold            a head that no one has sent before
+--   close           a connection for each
 --   post FILE       its content as JSON; sent ready made, as a GET is
 
 dofile((debug.getinfo(1, "S").source:sub(2)):match("(.*/)") .. "report.lua")
@@ -16,6 +17,8 @@ function init(args)
       number = number + 1
       return before .. "\r\nX-Number: " .. number .. after
     end
+  elseif args[1] == "close" then
+    wrk.headers["Connection"] = "close"
   elseif args[1] == "post" then
     local file = assert(io.open(args[2], "rb"))
     wrk.method, wrk.body = "POST", file:read("*a")

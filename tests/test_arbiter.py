@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxor_fast.arbiter.arbiter import Backoff
+from fluxor_fast.arbiter.arbiter import Arbiter, Version
 from fluxor_fast.arbiter.sockets import (
     bind_listeners,
     bind_unix,
@@ -20,14 +21,27 @@ from fluxor_fast.arbiter.sockets import (
     place_of,
     provide_descriptors,
 )
-from fluxor_fast.errors import ListenError
+from fluxor_fast.config import load
+from fluxor_fast.errors import BootError, ListenError
 
 
-def test_a_worker_that_lived_is_replaced_at_once_and_early_deaths_double_the_delay() -> None:
-    backoff = Backoff(healthy=5.0, first=0.1, longest=1.0)
-    assert [backoff.after(1.0) for _ in range(7)] == [0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
-    assert backoff.after(6.0) == 0.0  # one that lived makes good
-    assert [backoff.after(1.0) for _ in range(3)] == [0.0, 0.1, 0.2]
+@pytest.fixture
+def no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fail)
+
+
+def one_worker() -> Version:
+    return Version(load(environ={}, flags={"server.workers": 1, "server.port": 0}), lambda *_: 0)
+
+
+@pytest.mark.usefixtures("no_fork")
+def test_a_fork_that_fails_at_the_start_is_an_error_of_the_start() -> None:
+    with pytest.raises(BootError, match="cannot start a worker: Resource temporarily"):
+        Arbiter(one_worker()).run()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])  # none is left blocked
 
 
 def test_listeners_share_one_port() -> None:

@@ -672,6 +672,7 @@ def test_names_of_knobs():
     assert table["server.port"].alias == "PORT"
     assert {path for path, knob in table.items() if knob.is_bool} == {
         "server.adaptive",
+        "server.pin",
         "server.dev",
         "server.proxy_protocol",
         "observability.access_log",

@@ -69,6 +69,8 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Percent = Annotated[int, Field(ge=1, le=100)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Millis = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+# a loop writes its heartbeat twice a second
+Silence = Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)]
 Grace = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Second = Annotated[float, Field(ge=0, le=1)]  # the least that Retry-After can say
 Text = Annotated[str, Field(min_length=1)]
@@ -132,7 +134,17 @@ class ServerSettings(_Section):
     graceful_timeout: Grace = _knob(30.0, "seconds for requests to end at a stop; as Kubernetes")
     drain_delay: Grace = _knob(0.0, "seconds /ready is 503 before a stop drains; 0: nobody asks")
     boot_timeout: Seconds = _knob(30.0, "seconds for a worker to get ready; an import can hang")
-    heartbeat_timeout: Seconds = _knob(30.0, "seconds a loop may stall until SIGKILL; it hangs")
+    heartbeat_timeout: Silence = _knob(30.0, "seconds a loop may stall until SIGKILL; it hangs")
+    max_requests: Size = _knob(0, "of a worker until it is recycled, for leaky libraries; 0: any")
+    max_requests_jitter: Size = _knob(
+        0, "most requests more, drawn by each worker; not all at once"
+    )
+    max_worker_age: Grace = _knob(0.0, "seconds until a worker is recycled; 0: any, as none ages")
+    max_worker_memory: Size = _knob(0, "resident MiB until a worker is recycled; 0: any")
+    pin: bool = _knob(False, "each worker on a core of its own; off, as others may need that core")
+    pid_file: Path | None = _knob(
+        None, "file with the pid, locked: one instance; none, by the port"
+    )
     backlog: Count = _knob(2048, "connections the kernel holds until accepted; for bursts")
     threads: Few = _knob(8, "blocking handlers at once, per worker; they share an interpreter")
     header_timeout: Seconds = _knob(10.0, "seconds for a whole head; trickled bytes hold a place")

@@ -64,7 +64,7 @@ class AppImportError(BootError):
 
 
 class ListenError(FluxorError):
-    """The address is taken, not ours, or not to be had."""
+    """The address is taken, not ours, or not to be had; or another instance has the pid file."""
 
     exit_code = 5
 

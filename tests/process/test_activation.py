@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.server import APPS, eventually, get
+from tests.support.steady import ended
 
 # what systemd does between fork and exec (systemd.exec(5), sd_listen_fds(3))
 WRAPPER = """
@@ -198,3 +200,46 @@ def test_what_systemd_has_said_is_not_passed_on_to_workers(
         names = get(sockets["http/4"].getsockname()[1], "/").json
     assert "PATH" in names
     assert not [name for name in names if name.startswith(("LISTEN_", "NOTIFY_", "WATCHDOG_"))]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_reload_is_told_with_its_time_and_its_end_even_if_nothing_comes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    bad = tmp_path / "bad"
+    monkeypatch.setenv("SICK_BAD", str(bad))
+    with Unit(tmp_path, app="sick:app") as unit:
+        unit.hears("READY=1")
+        if broken:
+            bad.touch()
+        before = time.monotonic_ns() // 1000
+        unit.process.send_signal(signal.SIGHUP)
+        unit.hears("RELOADING=1")
+        (told,) = [message for _, message in unit.heard if "RELOADING=1" in message]
+        reloading, usec = told.splitlines()  # one datagram: sd_notify(3) wants both together
+        assert reloading == "RELOADING=1"
+        assert before <= int(usec.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+        eventually(lambda: unit.lines().count("READY=1") == 2, "the end of it", 20)
+        assert unit.lines().index("RELOADING=1") > unit.lines().index("READY=1")
+        assert ("reload: stopped" if broken else "reload: done") in unit.log
+        assert "STOPPING=1" not in unit.lines()
+        assert unit.stop() == 0
+
+
+def test_an_upgrade_tells_the_successor_s_pid_and_no_stop(tmp_path: Path) -> None:
+    with Unit(tmp_path, "--graceful-timeout=2", watchdog=0.6) as unit:
+        unit.hears("READY=1")
+        unit.process.send_signal(signal.SIGUSR2)
+        found = eventually(lambda: re.search(r"arbiter (\d+) is starting", unit.log), "started")
+        successor = int(found[1])
+        try:
+            unit.hears(f"MAINPID={successor}")
+            assert unit.process.wait(10) == 0
+            assert unit.lines().count("READY=1") == 2
+            assert "STOPPING=1" not in unit.lines()
+            fed = unit.lines().count("WATCHDOG=1")
+            eventually(lambda: unit.lines().count("WATCHDOG=1") > fed + 1, "it feeds the watchdog")
+        finally:
+            os.kill(successor, signal.SIGTERM)
+            eventually(lambda: ended(successor), "stopped")
+        unit.hears("STOPPING=1")

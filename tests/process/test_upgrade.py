@@ -162,3 +162,27 @@ def test_a_memory_with_another_layout_is_refused() -> None:
     assert "cannot be taken over, so the limit would not hold" in done.stderr
     assert "its layout is version 99" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_pid_file_goes_over_locked_all_the_time(tmp_path: Path) -> None:
+    path, bad = tmp_path / "pid", tmp_path / "bad"
+
+    def refused(pid: int) -> None:
+        with LiveServer("held:app", f"--pid-file={path}", wait=False) as other:
+            assert other.wait() == 5
+        assert other.log == f"fluxor-fast: pid file {path}: another instance runs (pid {pid})\n"
+
+    flags = ("--workers=1", f"--pid-file={path}")
+    with serving("sick:app", *flags, env={"SICK_BAD": str(bad)}) as server:
+        first = server.process.pid
+        bad.touch()
+        server.signal(signal.SIGUSR2)
+        told(server, "left with code 3; this one goes on")
+        refused(first)
+        bad.unlink()
+        second = upgraded(server, first)
+        assert path.read_text() == f"{second}\n"
+        refused(second)
+        os.kill(second, signal.SIGTERM)
+        eventually(lambda: ended(second), "stopped")
+        assert not path.exists()

@@ -7,13 +7,16 @@ Rules:
 2. The first worker starts alone: what would fail in all of them is said once. If it cannot
    start, the arbiter halts with the worker's exit code.
 3. A worker that leaves unasked is replaced: at once if it had lived a while, else after a delay
-   that doubles. Its permits are free and its counters kept as soon as it is reaped.
+   that doubles (see ``breaker``, ``vacancies``). Its permits are free and its counters kept as soon
+   as it is reaped. Once the first worker has been ready, no failing worker ends the instance.
 4. A worker is ready or dead by what its own event loop wrote: ready when it says so, and ended
-   by SIGKILL when its heartbeat has been silent for ``heartbeat_timeout``.
+   by SIGKILL, its stacks in the log, when its heartbeat has been silent for
+   ``heartbeat_timeout`` (see ``health``).
 5. SIGTERM and SIGINT drain; workers that outlast the graceful timeout get SIGKILL; so do all
    at a second SIGINT or at SIGQUIT.
 6. Workers are replaced one at a time, the successor ready first (see ``roll``). A new version
-   that does not get ready is told in the log and ends the roll: what serves goes on serving.
+   that does not get ready is told in the log and ends the roll: what serves goes on serving. So
+   are those that have come to a limit (see ``recycle``).
 7. Who leaves while the instance goes on is told so by SIGUSR2: it keeps idle connections until
    their next answer, as a request may be on its way.
 8. An upgraded arbiter shares sockets and memory with this one, which leaves when that one is
@@ -46,15 +49,19 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import inf
+from random import Random
 
 from fluxor_fast.arbiter.adapting import Adapting
 from fluxor_fast.arbiter.crew import MARGIN, Crew, Version, Worker
+from fluxor_fast.arbiter.endings import OutOfMemoryKills, ending
+from fluxor_fast.arbiter.orphans import reap_orphans
+from fluxor_fast.arbiter.pidfile import PidFile
+from fluxor_fast.arbiter.recycling import Recycling
 from fluxor_fast.arbiter.reload import fixed
 from fluxor_fast.arbiter.replacing import Replacing
 from fluxor_fast.arbiter.roll import indexes_for, most_workers
-from fluxor_fast.arbiter.shared import SharedMemory, State, Word
+from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.arbiter.sockets import (
     SocketFile,
     bind_listeners,
@@ -65,50 +72,30 @@ from fluxor_fast.arbiter.sockets import (
 )
 from fluxor_fast.arbiter.systemd import Notifier
 from fluxor_fast.arbiter.upgrade import Inherited, Successor, home, is_alive
+from fluxor_fast.arbiter.vacancies import Vacancies
+from fluxor_fast.arbiter.watching import watch
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import BootError
 from fluxor_fast.observability.logs import reopen
 
-__all__ = ["Arbiter", "Backoff", "Version"]
+__all__ = ["Arbiter", "Version"]
 
 log = logging.getLogger("fluxor_fast.arbiter")
 TICK = 0.1  # seconds between two looks at the workers
 REFRESH = 1.0  # seconds between two looks at files that workers inherit
 
 
-@dataclass(slots=True)
-class Backoff:
-    """How long to wait before a worker is replaced.
-
-    A worker that lived at least ``healthy`` seconds is replaced at once. The first early death
-    is forgiven; each further one in a row doubles the delay, from ``first`` to ``longest``.
-    """
-
-    healthy: float = 1.0
-    first: float = 0.1
-    longest: float = 10.0
-    _early: int = field(default=0, init=False)
-
-    def after(self, lived: float) -> float:
-        """Return the delay in seconds after a worker that lived ``lived`` seconds."""
-        if lived >= self.healthy:
-            self._early = 0
-            return 0.0
-        self._early += 1
-        if self._early == 1:
-            return 0.0
-        return min(self.first * 2.0 ** (self._early - 2), self.longest)
-
-
 class Arbiter:
     """The master of one instance.
 
     :param version: what the workers are started with.
-    :param announce: called once with the place (``sockets.place_of``) when all workers are ready.
+    :param announce: called once with the place (``sockets.place_of``) when all workers are ready,
+        or have failed after the first one was.
     :param reload: what reads the settings anew; without it SIGHUP only replaces the workers.
     :param inherited: what the arbiter has left that this one is to take the place of.
     :param notifier: tells systemd.
     :param also: sockets that listen already, to be served beside that of ``server.fd``.
+    :param random: draws how many requests each worker may answer.
     """
 
     def __init__(
@@ -119,6 +106,7 @@ class Arbiter:
         inherited: Inherited | None = None,
         notifier: Notifier | None = None,
         also: Sequence[socket.socket] = (),
+        random: Random | None = None,
     ) -> None:
         self._notifier = notifier or Notifier()
         self._also = also
@@ -130,9 +118,11 @@ class Arbiter:
         most = most_workers(self._memory.workers)
         self._replacing = Replacing(version, most, reload, self._folder)
         self._listeners = self._replacing.listeners
-        self._crew = Crew(self._memory, self._listeners)
-        self._due: dict[int, float] = {}  # seat → when its worker is to be started
-        self._backoff: dict[int, Backoff] = {}  # by seat
+        self._crew = Crew(self._memory, self._listeners, random or Random())
+        self._vacancies = Vacancies(self._crew, self._replacing)
+        self._recycling = Recycling(self._crew, self._replacing)
+        self._out_of_memory = OutOfMemoryKills()
+        self._pid_file: PidFile | None = None
         self._socket_file: SocketFile | None = None
         self._successor: Successor | None = None
         self._refreshed = time.monotonic()
@@ -163,9 +153,17 @@ class Arbiter:
     def run(self) -> int:
         """Serve until told to stop; return the exit code of the instance.
 
-        :raises ListenError: if the address cannot be had.
+        :raises ListenError: if the address or the pid file cannot be had.
         :raises BootError: if the workers cannot start.
         """
+        self._lock()
+        try:
+            return self._run()
+        finally:
+            if self._pid_file is not None:
+                self._pid_file.remove()
+
+    def _run(self) -> int:
         self._bind()
         place = place_of(self._listeners[0])
         provide_descriptors(self._settings.server.capacity.max_connections)
@@ -176,9 +174,9 @@ class Arbiter:
         gc.collect()
         gc.freeze()
         self._started = time.monotonic()
-        self._due[0] = self._started
+        self._vacancies.due[0] = self._started
         try:
-            while self._crew.workers or self._due:
+            while self._crew.workers or self._vacancies.due:
                 self._look_after(place)
                 select.select([wake_in], [], [], self._pause())
                 try:
@@ -195,6 +193,15 @@ class Arbiter:
             for fd in (*wake, *self._crew.lifeline):
                 os.close(fd)
             self._close_listeners()
+
+    def _lock(self) -> None:
+        path = self._settings.server.pid_file
+        if self._inherited is None:
+            self._pid_file = None if path is None else PidFile(path)
+        elif self._inherited.pid_file is not None:
+            self._pid_file = PidFile.adopt(self._inherited.pid_file)
+        if self._pid_file is not None:
+            self._crew.apart.append(self._pid_file.close)
 
     def _bind(self) -> None:
         server = self._settings.server
@@ -264,13 +271,18 @@ class Arbiter:
         if reason := self._cannot_upgrade():
             log.error("no upgrade: %s", reason)
             return
-        self._successor = Successor(
-            self._memory,
-            self._listeners,
-            fixed(self._settings),
-            self._folder,
-            self._notifier.environment(),
-        )
+        try:
+            self._successor = Successor(
+                self._memory,
+                self._listeners,
+                fixed(self._settings),
+                self._folder,
+                self._notifier.environment(),
+                None if self._pid_file is None else self._pid_file.fileno(),
+            )
+        except OSError as error:
+            log.error("no upgrade: %s", error.strerror)
+            return
         log.info("upgrade: arbiter %d is starting", self._successor.pid)
 
     def _cannot_upgrade(self) -> str:
@@ -300,7 +312,7 @@ class Arbiter:
         self._stopping = True
         self._notifier.stopping()
         self._replacing.cancel()
-        self._due.clear()
+        self._vacancies.due.clear()
         self._close_at = min(self._close_at, now + delay)
         self._crew.stop(now + delay + seconds, gently=gently)
 
@@ -309,7 +321,7 @@ class Arbiter:
     def _pause(self) -> float:
         busy = not self._serving or self._replacing.roll is not None or self._successor is not None
         times = (worker.kill_at for worker in self._crew.workers.values())
-        due = min((self._close_at, *self._due.values(), *times)) - time.monotonic()
+        due = min((self._close_at, *self._vacancies.due.values(), *times)) - time.monotonic()
         return max(0.0, min(0.02 if busy else TICK, due))
 
     def _reap(self) -> None:
@@ -317,6 +329,8 @@ class Arbiter:
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid:
                 self._bury(index, worker, os.waitstatus_to_exitcode(status))
+        if os.getpid() == 1:
+            reap_orphans({worker.pid for worker in self._crew.workers.values()})
         successor = self._successor
         if successor is not None and (code := successor.left()) is not None:
             then = "nobody serves now" if successor.ready else "this one goes on"
@@ -326,35 +340,37 @@ class Arbiter:
 
     def _bury(self, index: int, worker: Worker, code: int) -> None:
         """Deal with a worker that has left: free what it held, and replace it if need be."""
-        self._crew.bury(index)
+        stacks = self._crew.bury(index)
         if self._stopping:
-            if code != 0:
+            # SIGTERM ends only who has not begun to serve: that is as good
+            if code not in (0, -signal.SIGTERM):
                 self._exit_code = self._exit_code or 1
             return
-        how = worker.killed or (
-            f"was ended by {signal.Signals(-code).name}" if code < 0 else f"left with code {code}"
-        )
+        out_of_memory = self._out_of_memory.rose()
+        how = worker.killed or ending(code, out_of_memory=out_of_memory)
+        more = f"\n{stacks}" if stacks else ""
         if worker.leaving:
-            if code != 0:
-                log.warning("worker %d (pid %d) %s while it drained", index, worker.pid, how)
+            if code not in (0, -signal.SIGTERM):
+                log.warning("worker %d (pid %d), which drained, %s%s", index, worker.pid, how, more)
             return
-        if not self._serving:
+        # an upgrade that does not go well is no upgrade: the old arbiter serves
+        if not self._serving and (not self._vacancies.proved or self._inherited is not None):
             # exit codes of boot errors have been explained by the worker itself
             if code <= 0 and self._boot_code is None:
-                log.error("worker %d (pid %d) %s before it was ready", index, worker.pid, how)
+                log.error(
+                    "worker %d (pid %d) %s before it was ready%s", index, worker.pid, how, more
+                )
             self._give_up(code if code > 0 else BootError.exit_code)
             return
         now = time.monotonic()
-        replacing, seat = self._replacing, worker.seat
+        replacing, then = self._replacing, "others have its place"
         if replacing.roll is not None and replacing.roll.successor == index:
-            log.error("worker %d (pid %d) %s before it was ready", index, worker.pid, how)
+            then = "it was to succeed another"
             replacing.failed(self._crew)
-        then = "others have its place"
-        if seat < replacing.seats and seat not in self._crew.occupied():
-            delay = self._backoff.setdefault(seat, Backoff()).after(now - worker.started)
-            self._due[seat] = now + delay
-            then = f"replaced in {delay:.1f} s" if delay else "replaced at once"
-        log.warning("worker %d (pid %d) %s; %s", index, worker.pid, how, then)
+            self._recycling.rest(now)
+        if worker.seat < replacing.seats and worker.seat not in self._crew.occupied():
+            then = self._vacancies.lost(worker, now, alone=self._successor is None)
+        log.warning("worker %d (pid %d) %s; %s%s", index, worker.pid, how, then, more)
 
     def _give_up(self, code: int) -> None:
         if self._boot_code is None:
@@ -374,20 +390,16 @@ class Arbiter:
         if now - self._refreshed >= REFRESH:
             self._refreshed = now
             self._replacing.version.refresh()
-        occupied = self._crew.occupied()
-        for seat in [seat for seat, due in self._due.items() if due <= now]:
-            # a roll may have put a worker there, or the seat may be no more
-            if seat in occupied or seat >= self._replacing.seats or self._spawn(seat):
-                del self._due[seat]
-            else:
-                self._due[seat] = now + TICK  # when an index is free
-        for index, worker in self._crew.workers.items():
-            self._check_health(index, worker, now)
+        self._vacancies.fill(now)
+        watch(self._crew, now)
+        self._vacancies.look(now)
         if self._adapting is not None and self._successor is None:
             self._adapting.look(now)
         if not self._serving:
             self._start(place, now)
             return
+        if self._successor is None and self._inherited is None:  # indexes are theirs, too
+            self._recycling.look(now)
         if self._replacing.look(self._crew):
             self._adapt_anew()
         if self._reloading and not self._replacing.busy:  # done, or given up: that is in the log
@@ -402,30 +414,33 @@ class Arbiter:
 
     def _start(self, place: str, now: float) -> None:
         """Start the other workers when the first is ready; announce when all are."""
-        ready = [self._crew.state(index) == State.READY for index in self._crew.workers]
-        seats = self._replacing.seats
-        if self._due and now - self._started > self._settings.server.boot_timeout:
-            log.error("there is no place in the shared memory for %d workers", seats)
-            self._give_up(BootError.exit_code)
-        elif not self._due and all(ready):
-            if len(ready) < seats:
-                self._due = dict.fromkeys(range(1, seats), now)
-                return
+        seats, vacancies = self._replacing.seats, self._vacancies
+        ready = [worker.ready is not None for worker in self._crew.workers.values()]
+        if len(vacancies.tried) < (seats if vacancies.proved else 1):
+            if now - self._started > self._settings.server.boot_timeout:
+                log.error("there is no place in the shared memory for %d workers", seats)
+                self._give_up(BootError.exit_code)
+        elif not vacancies.proved and any(ready) and seats > 1:
+            vacancies.proved = True
+            vacancies.due |= dict.fromkeys(range(1, seats), now)
+        # one that fails does not hold up the rest
+        elif any(ready) and (vacancies.due or all(ready)):
+            vacancies.proved = True
             self._serving = True
             self._notifier.ready()
             self._announce(place)
             if self._inherited is not None:
+                if self._pid_file is not None:
+                    self._pid_file.take()
                 self._inherited.say_ready()
                 uds = self._settings.server.uds
                 self._socket_file = None if uds is None else SocketFile(uds)
 
     def _status(self) -> str:
         """Return one line for ``systemctl status``."""
-        ready = sum(self._crew.state(index) == State.READY for index in self._crew.workers)
-        word = "draining" if self._stopping else "serving" if self._serving else "starting"
+        word = "draining" if self._stopping else "starting" if not self._serving else ""
         return (
-            f"{word}: {ready} of {self._replacing.seats} workers ready,"
-            f" {sum(self._memory.connections)} connections,"
+            f"{word or self._vacancies.word()}, {sum(self._memory.connections)} connections,"
             f" {sum(self._memory.permits)} requests in the system"
         )
 
@@ -433,6 +448,8 @@ class Arbiter:
         """Leave to the new arbiter what this one has, and drain."""
         log.info("upgrade: arbiter %d is ready; this one leaves", successor.pid)
         self._socket_file = None
+        if self._pid_file is not None:
+            self._pid_file.hand_over()
         self._notifier.succeeded(successor.pid)
         self._notifier = Notifier()  # the other one speaks now
         self._stop(self._settings.server.graceful_timeout + MARGIN, gently=True)
@@ -443,27 +460,6 @@ class Arbiter:
         self._memory.limit[0] = 0  # none adapted to: workers go by the static one
         if server.adaptive:
             self._adapting = Adapting(server, self._memory, time.monotonic())
-
-    def _check_health(self, index: int, worker: Worker, now: float) -> None:
-        if worker.killed:
-            return
-        server = self._settings.server
-        region = self._memory.region(index)
-        if region[Word.STATE] == State.READY:
-            silent = now - region[Word.HEARTBEAT] / 1e9
-            if silent > server.heartbeat_timeout:
-                worker.killed = f"had a silent event loop for {silent:.0f} s and was ended"
-        elif (
-            region[Word.STATE] in (State.ABSENT, State.BOOTING)
-            and now - worker.started > server.boot_timeout
-        ):
-            worker.killed = f"was not ready after {server.boot_timeout:g} s and was ended"
-        if worker.killed:
-            self._crew.signal(index, signal.SIGKILL)
-
-    def _spawn(self, seat: int) -> bool:
-        replacing = self._replacing
-        return self._crew.spawn(seat, replacing.share(seat), replacing.version) is not None
 
     def _close_listeners(self) -> None:
         if self._socket_file is not None:

@@ -26,11 +26,18 @@ effect in a child of the arbiter, until the child handles them."""
 
 
 def fork_with(child: Callable[[], int]) -> int:
-    """Fork; run ``child`` there and leave with the exit code it returns. Return its pid."""
+    """Fork; run ``child`` there and leave with the exit code it returns. Return its pid.
+
+    :raises OSError: if there are too many processes, or there is too little memory.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
     if pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid

@@ -20,6 +20,7 @@ FIXED: Final = (
     "server.fd",
     "server.listener",
     "server.proxy_protocol",
+    "server.pid_file",
     "database.embedded",
 )
 """Settings that cannot change while the instance serves."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Replacing:
     @property
     def busy(self) -> bool:
         """Whether a roll is under way or asked for."""
-        return self.roll is not None or self._reload
+        return self.roll is not None or self._reload or self.wanted != self.seats
 
     def share(self, seat: int) -> Listeners:
         """Return the listeners of a seat."""
@@ -69,6 +70,14 @@ class Replacing:
         self.wanted = min(max(workers, 1), self._most)
         if self.wanted != workers:
             log.warning("%d workers are not to be had, 1 to %d are", workers, self._most)
+
+    def recycle(self, seat: int) -> None:
+        """Have the worker of a seat replaced by another one of the same version.
+
+        To be called while nothing is under way or asked for.
+        """
+        self._next = self.version
+        self.roll = Roll("recycling", deque([seat]), [], self.seats)
 
     def look(self, crew: Crew) -> bool:
         """Go on as far as that is possible now; return whether there is a new version since."""
@@ -112,7 +121,11 @@ class Replacing:
             roll.done += 1
         if roll.seats:
             seat = roll.seats[0]  # without a free index, one that drains must leave first
-            roll.successor = crew.spawn(seat, self.share(seat), self._next)
+            try:
+                roll.successor = crew.spawn(seat, self.share(seat), self._next)
+            except OSError as error:
+                log.error("a worker cannot be started: %s", error.strerror)
+                self.failed(crew)
             return
         self._retire(crew, roll.surplus)
         if any(one.leaving and crew.state(at) == State.READY for at, one in crew.workers.items()):
@@ -126,7 +139,7 @@ class Replacing:
                 crew.retire(index, self.version.settings.server.graceful_timeout)
 
     def failed(self, crew: Crew) -> None:
-        """Take note that the successor did not get ready: the roll ends."""
+        """Take note that there is no successor, or that it did not get ready: the roll ends."""
         roll, self.roll = self.roll, None
         assert roll is not None
         stay = len(crew.occupied()) - roll.done

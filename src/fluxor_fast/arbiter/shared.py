@@ -104,6 +104,7 @@ class State(IntEnum):
     BOOTING = 1
     READY = 2
     DRAINING = 3
+    FAILING = 4  # there is none: its seat crash-loops (the arbiter's word, see ``vacancies``)
 
 
 class Word(IntEnum):

@@ -44,6 +44,13 @@ class _Message:
     listeners: list[int]
     report: int
     settings: str
+    pid_file: int | None = None
+
+    @property
+    def passed(self) -> list[int]:
+        """All descriptors."""
+        more = [] if self.pid_file is None else [self.pid_file]
+        return [self.memory, self.report, *self.listeners, *more]
 
 
 class Successor:
@@ -52,6 +59,8 @@ class Successor:
     :param settings: those that must stay as they are, as JSON (see ``reload``).
     :param folder: where the new one starts.
     :param environment: variables it has beside those of this process.
+    :param pid_file: descriptor of the locked one.
+    :raises OSError: if there can be no further process now.
     """
 
     def __init__(
@@ -61,16 +70,22 @@ class Successor:
         settings: str,
         folder: Path,
         environment: Mapping[str, str],
+        pid_file: int | None,
     ) -> None:
         self._pipe, report = os.pipe()
         os.set_blocking(self._pipe, False)
-        message = _Message(
-            os.getpid(), memory.fd, [each.fileno() for each in listeners], report, settings
-        )
-        self.pid = os.fork()
+        fds = [each.fileno() for each in listeners]
+        message = _Message(os.getpid(), memory.fd, fds, report, settings, pid_file)
+        try:
+            self.pid = os.fork()
+        except OSError:
+            self.close()
+            raise
+        finally:
+            if os.getpid() == message.pid:
+                os.close(report)
         if not self.pid:
             _execute(message, folder, environment)
-        os.close(report)
         self.ready = False
 
     def look(self) -> bool:
@@ -92,7 +107,7 @@ class Successor:
 
 def _execute(message: _Message, folder: Path, more: Mapping[str, str]) -> None:
     try:
-        for fd in (message.memory, message.report, *message.listeners):
+        for fd in message.passed:
             os.set_inheritable(fd, True)
         os.chdir(folder)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -112,10 +127,11 @@ class Inherited:
 
     def __init__(self, message: str) -> None:
         told = _Message(**json.loads(message))
-        for fd in (told.memory, told.report, *told.listeners):
+        for fd in told.passed:
             os.set_inheritable(fd, False)
         self.pid = told.pid
         self.settings = told.settings
+        self.pid_file = told.pid_file
         self._report = told.report
         try:
             self.memory = SharedMemory.adopt(told.memory)

@@ -15,8 +15,8 @@ and a successor accepts already. A drain takes ``graceful_timeout`` at most. Idl
 * What waits in the queue of a listener at a stop is accepted first, for ``QUEUE_SECONDS`` at most.
 
 ``SIGUSR1`` opens the log files anew. ``SIGQUIT`` leaves at once. ``SIGINT`` is the arbiter's
-business: a terminal sends it to all processes. When the arbiter dies, the pipe to it reports the
-end, and the worker drains.
+business: a terminal sends it to all processes. When the arbiter dies, the worker drains
+(``lifeline``).
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from fluxor_fast.server.clients import LOOPBACK, ClientLimit
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.handshake import Handshake
 from fluxor_fast.server.heads import HeadCache, Limits
+from fluxor_fast.server.lifeline import watch_lifeline
 from fluxor_fast.server.protocol import HttpProtocol, Open, Service, Timeouts
 from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
 from fluxor_fast.server.sweep import sweep
@@ -73,6 +74,7 @@ SWEEP_SLICE = 0.002  # seconds of it at one go, as of handlers
 IDLE_SECONDS = 1.0
 LAST_SECONDS = 1.0  # of a drain: for requests that came at the last moment
 QUEUE_SECONDS = 0.25
+ORPHAN_MARGIN = 2.0  # seconds beyond its drain in which an orphan must have left
 RESERVED_DESCRIPTORS = 24  # for listeners, connections that are being refused, logs, files
 # which byte of the shared file is locked for which limit
 PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)  # then one for each route
@@ -211,14 +213,17 @@ class Worker:
         loop.add_signal_handler(REOPEN, logs.reopen)
         loop.add_signal_handler(signal.SIGQUIT, self._quit)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        os.set_blocking(lifeline, False)
 
         def orphaned() -> None:
-            loop.remove_reader(lifeline)
             log.warning("the arbiter is gone: worker %d drains and leaves", self.index)
             self._leave(gently=False)
 
-        loop.add_reader(lifeline, orphaned)
+        settings = self.settings.server
+        watch_lifeline(
+            lifeline,
+            lambda: loop.call_soon_threadsafe(orphaned),
+            settings.drain_delay + settings.graceful_timeout + ORPHAN_MARGIN,
+        )
         self._beat()
         heart = loop.create_task(self._keep_beating())
         reporter: asyncio.Task[None] | None = None

@@ -1,0 +1,37 @@
+"""``arbiter.stacks``: what a process tells that never returns to Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+from fluxor_fast.arbiter.stacks import DUMP_SIGNAL, Stacks
+from tests.support.server import eventually
+
+
+def a_function_that_hangs_in_c(ready: int) -> None:
+    os.write(ready, b"x")
+    re.match(r"(a+)+$", "a" * 50 + "b")  # for ages, with the interpreter's lock
+
+
+def test_code_in_c_that_holds_the_interpreters_lock_is_told_by_name_time_and_again() -> None:
+    stacks = Stacks()
+    reading, ready = os.pipe()
+    child = os.fork()
+    if not child:
+        stacks.register()
+        a_function_that_hangs_in_c(ready)
+        os._exit(0)
+    os.read(reading, 1)
+    for _ in range(2):
+        os.kill(child, DUMP_SIGNAL)
+        text = eventually(lambda: stacks.size and stacks.read(), "stacks")
+        assert "a_function_that_hangs_in_c" in text
+    os.kill(child, signal.SIGSEGV)
+    os.waitpid(child, 0)
+    assert stacks.read().startswith("Fatal Python error: Segmentation fault")
+    assert stacks.size == 0
+    stacks.close()
+    for fd in (reading, ready):
+        os.close(fd)
