@@ -98,7 +98,7 @@ class Load:
 
     :param keeping: clients that keep their connection; ``fresh``: that have one for each request.
     :param pause: seconds between two requests of a client.
-    :param expected: codes of 503 answers that are no failures (in ``account.codes``).
+    :param fields: further header fields, each with its line end.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class Load:
                 await asyncio.sleep(0.05)
             else:
                 if not await self._ask(connection) or fresh:
-                    connection.transport.abort() if not fresh else connection.transport.close()
+                    connection.transport.close()
                     connection = None
             finally:
                 self.busy -= 1
