@@ -66,7 +66,7 @@ class Files:
 def shared_memory(pid: int) -> SharedMemory:
     """Return the shared memory of the arbiter ``pid``, mapped here too."""
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        if os.readlink(entry).startswith("/memfd:fluxor-fast"):
+        if str(entry.readlink()).startswith("/memfd:fluxor-fast"):
             return SharedMemory.adopt(os.open(entry, os.O_RDWR | os.O_CLOEXEC))
     raise AssertionError(f"{pid} has no shared memory")
 
@@ -139,7 +139,7 @@ class Instance:
 
 
 def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def apart(pid: int) -> int:
@@ -147,7 +147,7 @@ def apart(pid: int) -> int:
     targets = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):  # closed meanwhile
-            targets.append(os.readlink(entry))
+            targets.append(str(entry.readlink()))
     sockets = {target for target in targets if target.startswith("socket:")}
     return len(sockets) + sum(not target.startswith("socket:") for target in targets)
 
