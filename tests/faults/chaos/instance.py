@@ -12,7 +12,8 @@ from fluxor_fast.arbiter.shared import SHED_REASONS, SharedMemory, State, Word
 from tests.support.apps.chaotic import ROWS
 from tests.support.server import LiveServer
 
-# The wall clock of all processes of the instance, plus what is in a file: steps at will.
+# The wall clock of all processes of the instance, plus what is in a file: steps at will. And
+# memory is looked at in young workers too, as none grows old here.
 CLOCK = """
 import mmap, os, struct, time
 _file = os.environ.get("CHAOS_CLOCK")
@@ -21,6 +22,8 @@ if _file:
         _step = mmap.mmap(_opened.fileno(), 8)
     _time = time.time
     time.time = lambda: _time() + struct.unpack("d", _step[:8])[0]
+    from fluxor_fast.arbiter import recycle
+    recycle.MEMORY_REST = 2.0
 """
 
 
