@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ __all__ = [
     "encode_text",
     "encode_value",
     "error_response",
+    "header_line",
     "to_response",
 ]
 
@@ -120,14 +122,20 @@ class Response:
         """Return status line and header fields; ``lines`` are ready ones of the server's own."""
         parts = [_status_line(self.status)]
         if self.content_type is not None:
-            parts.append(_field("Content-Type", self.content_type))
+            parts.append(_type_line(self.content_type))
         for name, value in self.headers.items():
-            parts.append(_field(name, value))
+            parts.append(header_line(name, value))
         parts += (lines, block, rid, b"\r\n\r\n")
         return b"".join(parts)
 
 
-def _field(name: str, value: str) -> bytes:
+@lru_cache(maxsize=256)  # an application has few, and all but their checks are always the same
+def _type_line(content_type: str) -> bytes:
+    return header_line("Content-Type", content_type)
+
+
+def header_line(name: str, value: str) -> bytes:
+    """Return a header field as a line; a ``ValueError`` if no handler may set it (rule 1)."""
     if not _TOKEN.fullmatch(name) or name.lower() in _OWNED or _BAD_VALUE.search(value):
         raise ValueError(f"not a header that a handler may set: {name!r}: {value!r}")
     return f"{name}: {value}\r\n".encode("latin-1")
@@ -168,6 +176,8 @@ def to_response(value: Any) -> Response:
     ``Response`` as it is; ``(status, value)``; ``None`` is 204; ``str`` is text; ``bytes`` a byte
     stream; dict, list, dataclass, numbers and models become JSON.
     """
+    if type(value) is dict:  # the commonest
+        return Response.json(value)
     if isinstance(value, Response):
         return value
     if value is None:
