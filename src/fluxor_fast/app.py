@@ -96,9 +96,7 @@ class Group(_Verbs):
             **{**self._options, **options},
         )
 
-    def group(
-        self, prefix: str, *, middleware: Sequence[Middleware] = (), **options: Any
-    ) -> Group:
+    def group(self, prefix: str, *, middleware: Sequence[Middleware] = (), **options: Any) -> Group:
         """Return a group within this one."""
         return Group(self, prefix, middleware, **options)
 
@@ -173,6 +171,9 @@ class App(_Verbs):
             kind = _kind(path, handler, blocking)
             if stream and kind is not Kind.ASYNC:
                 raise RouteError(f"{path}: only a coroutine function can read its body as a stream")
+            for one in middleware:
+                if isinstance(one, Layer):
+                    one.check(kind, path)
             parameters = parameters_of(path)
             _check_signature(path, handler, parameters)
             made = [
@@ -214,9 +215,7 @@ class App(_Verbs):
         handler = StaticFiles(directory, index=index, cache_control=cache_control)
         self.get(f"{path.rstrip('/')}/{{path:path}}", **options)(handler)
 
-    def group(
-        self, prefix: str, *, middleware: Sequence[Middleware] = (), **options: Any
-    ) -> Group:
+    def group(self, prefix: str, *, middleware: Sequence[Middleware] = (), **options: Any) -> Group:
         """Return a group of routes below ``prefix``.
 
         :param middleware: around each of its routes, inside the application's own.

@@ -44,6 +44,9 @@ class Layer:
     on_path: ClassVar[bool] = False
     """Whether it also belongs around what the route's path answers to other methods (rule 4)."""
 
+    def check(self, kind: Kind, path: str) -> None:
+        """Raise a ``RouteError`` if this was asked for on a route where it can do nothing."""
+
     def begin(self, request: Request) -> Any:
         """Return an answer, or None to go on."""
 

@@ -530,9 +530,7 @@ class BatchRunner:
                     self.slots.release(1)
                     self.schedule()
                 writer = AnswerWriter(request, response)
-                answer = await writer.run(
-                    self._block_for(request), self._connection_line(request)
-                )
+                answer = await writer.run(self._block_for(request), self._connection_line(request))
                 began = writer.began
             else:
                 answer = self._encode(request, response)
