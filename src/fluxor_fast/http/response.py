@@ -120,13 +120,13 @@ class Response:
 
     def head(self, block: bytes, rid: bytes, lines: bytes) -> bytes:
         """Return status line and header fields; ``lines`` are ready ones of the server's own."""
-        parts = [_status_line(self.status)]
-        if self.content_type is not None:
-            parts.append(_type_line(self.content_type))
-        for name, value in self.headers.items():
-            parts.append(header_line(name, value))
-        parts += (lines, block, rid, b"\r\n\r\n")
-        return b"".join(parts)
+        kind = b"" if self.content_type is None else _type_line(self.content_type)
+        own = b""
+        if self.headers:
+            own = b"".join([header_line(name, value) for name, value in self.headers.items()])
+        return b"%b%b%b%b%b%b\r\n\r\n" % (
+            _status_line(self.status), kind, own, lines, block, rid
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=256)  # an application has few, and all but their checks are always the same

@@ -28,6 +28,7 @@ by the bytes.
 from __future__ import annotations
 
 import re
+import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -67,6 +68,11 @@ _MEMBER = re.compile(
 )
 
 
+_of_thread = (
+    threading.local()
+)  # a zstd compressor is dear to make, and no two threads may share one
+
+
 def _gzip(body: bytes) -> bytes:
     return zlib.compress(body, GZIP_LEVEL, _GZIP)
 
@@ -77,7 +83,11 @@ def _brotli(body: bytes) -> bytes:
 
 
 def _zstd(body: bytes) -> bytes:
-    made: bytes = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(body)
+    try:
+        compressor = _of_thread.zstd
+    except AttributeError:
+        compressor = _of_thread.zstd = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    made: bytes = compressor.compress(body)
     return made
 
 
