@@ -3,9 +3,9 @@
     python bench/middleware.py [NAME …] [--rounds 100] [--json]
 
 A small JSON answer to a keep-alive GET whose head is known, 16 connections, through the protocol
-and the batch (as ``short_16`` of ``bench/steps.py``); bare and wrapped take turns, in slices so short that some
-are not disturbed. Figures are the difference of the least times in µs per request, and in multiples
-of ``steps.reference``, which is steadier on a machine that changes its speed.
+and the batch (as ``short_16`` of ``bench/steps.py``); bare and wrapped take turns, in slices so
+short that some are not disturbed. Figures are the difference of the least times in µs per request,
+and in multiples of ``steps.reference``, steadier on a machine that changes its speed.
 """
 
 from __future__ import annotations
