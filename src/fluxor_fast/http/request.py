@@ -143,7 +143,7 @@ class Head:
         )
         self.plain = http_11 and keep_alive and method != "HEAD" and not self.streams
         self.quick = self.plain and length == 0
-        self.short = self.plain and route.max_in_flight is None
+        self.short = self.plain and route.max_in_flight is None and not route.wrapped
 
     def closing(self) -> Head:
         """Return this head as if the client had asked to close the connection after it."""
@@ -155,6 +155,11 @@ class Head:
     def headers(self) -> Headers:
         """The header fields as a mapping."""
         return Headers(self.raw_headers)
+
+    @cached_property
+    def memo(self) -> dict[object, Any]:
+        """What middleware has found out from these fields alone, for the next request to use."""
+        return {}
 
     @cached_property
     def host(self) -> str:
@@ -192,6 +197,7 @@ class Request:
         "arrived",
         "body",
         "connection",
+        "fields",
         "head",
         "permit",
         "queued",
@@ -202,6 +208,9 @@ class Request:
     """When the server took the request in, in monotonic seconds."""
     rid: bytes
     """The request id as it stands in the answer."""
+    fields: bytes
+    """Header lines, ready made, that its answer will have whatever it is. For middleware: only
+    where there is some is it set, empty at first, and looked at."""
     source: BodySource | None = None
     """What the body comes from that was not there yet."""
 

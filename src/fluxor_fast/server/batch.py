@@ -426,9 +426,13 @@ class BatchRunner:
                         if now >= until:
                             break
                         continue
-                response = to_response(value)
-                status = response.status
-                answer = None if response.streams else self._encode(request, response)
+                if kind is dict and head.plain and keep:
+                    status = 200
+                    answer = encode_json(value, self._block_for(request), rid)
+                else:
+                    response = to_response(value)
+                    status = response.status
+                    answer = None if response.streams else self._encode(request, response)
             except (Exception, asyncio.CancelledError) as error:
                 status, answer = self._failure(request, error)
             if request.permit:
@@ -538,7 +542,7 @@ class BatchRunner:
                     self.slots.release(1)
                     self.schedule()
                 writer = AnswerWriter(request, response)
-                answer = await writer.run(self.block, self._connection_line(request))
+                answer = await writer.run(self._block_for(request), self._connection_line(request))
                 began = writer.began
             else:
                 answer = self._encode(request, response)
@@ -592,10 +596,19 @@ class BatchRunner:
             return CLOSE
         return b"" if head.http_11 else b"Connection: keep-alive\r\n"
 
+    def _block_for(self, request: Request) -> bytes:
+        """Return the ready lines for the answer, with what middleware has added."""
+        if not request.head.route.wrapped:
+            return self.block
+        try:
+            return request.fields + self.block
+        except AttributeError:  # it never came to its middleware
+            return self.block
+
     def _encode(self, request: Request, response: Response) -> bytes:
         ends = request.source is not None and request.source.settle()
         return response.encode(
-            self.block,
+            self._block_for(request),
             request.rid,
             connection=CLOSE if ends else self._connection_line(request),
             head_only=request.head.method == "HEAD",
