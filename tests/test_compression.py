@@ -169,7 +169,7 @@ async def test_an_entity_tag_becomes_weak_and_still_matches() -> None:
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
 @in_loop
 async def test_a_stream_is_compressed_when_wanted_and_each_piece_can_be_read(coding: str) -> None:
-    from fluxor_fast.middleware.compression import _compressed, _PIECES
+    from fluxor_fast.middleware.compression import _PIECES, _compressed
 
     async def pieces() -> AsyncIterator[bytes | str]:
         for n in range(5):

@@ -43,7 +43,7 @@ def test_it_is_logged_with_the_request_id_reported_and_answered(
             answer = await client.get("/x", "X-Request-ID: abc")
             assert answer.status == 500
             assert json.loads(answer.body)["code"] == "INTERNAL_SERVER_ERROR"
-            assert b"secret" not in answer.raw
+            assert b"secret" not in answer.body
             assert (await client.get("/known")).status == 409
 
     with caplog.at_level(logging.ERROR):
