@@ -92,9 +92,12 @@ class Layer:
         return layered
 
 
-def compose(route: Route, chain: Sequence[Middleware]) -> None:
-    """Set ``route.call`` to its handler with ``chain`` around it, the outermost first."""
-    bare = current = _bind(route)
+def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = True) -> None:
+    """Set ``route.call`` to its handler with ``chain`` around it, the outermost first.
+
+    :param registered: whether it takes the path's parameters; the router's own answers do not.
+    """
+    bare = current = _bind(route) if registered else route.handler
     seen: set[type] = set()
     raw = True  # whether ``current`` gives what the handler returned
     for middleware in reversed(chain):
