@@ -77,9 +77,23 @@ def add_routes(app: Any, **options: Any) -> None:
 
         return StreamingResponse(pieces(), length=3)
 
+    @app.get("/items/{id:int}", **options)
+    def item(request: Request, id: int) -> dict[str, int]:
+        return {"id": id}
 
-ANSWERS = {"/sync": 200, "/async": 200, "/blocking": 200, "/error": 418, "/late": 418,
-           "/broken": 500, "/unencodable": 500, "/stream": 200, "/nowhere": 404}  # fmt: skip
+
+ANSWERS = {
+    "/items/7": 200,
+    "/sync": 200,
+    "/async": 200,
+    "/blocking": 200,
+    "/error": 418,
+    "/late": 418,
+    "/broken": 500,
+    "/unencodable": 500,
+    "/stream": 200,
+    "/nowhere": 404,
+}
 
 
 @in_loop
@@ -98,10 +112,12 @@ async def test_every_answer_has_what_middleware_adds() -> None:
                     assert answer.headers["x-frame-options"] == "DENY", path
                     assert "strict-transport-security" not in answer.headers
             assert (await client.get("/error")).headers["x-own"] == "2"
-            for method, status in (("POST", 405), ("OPTIONS", 204)):
-                answer = await client.get("/sync", method=method)
-                assert answer.status == status
-                assert answer.headers["x-frame-options"] == "DENY"
+            for path in ("/sync", "/items/7"):
+                for method, status in (("POST", 405), ("OPTIONS", 204)):
+                    answer = await client.get(path, method=method)
+                    assert answer.status == status
+                    assert answer.headers["x-frame-options"] == "DENY"
+                    assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
 
 
 @in_loop

@@ -252,10 +252,10 @@ class App(_Verbs):
         router = Router(self._routes)
         for route in self._routes:
             compose(route, [*self._middleware, *self._route_middleware[route]])
-        for path, route in router.unrouted:
-            own = self._route_middleware[path[0]] if path else ()
+        for others, route in router.unrouted:
+            own = self._route_middleware[others[0]] if others else ()
             on_path = [one for one in own if isinstance(one, Layer) and one.on_path]
-            compose(route, [*self._middleware, *on_path])
+            compose(route, [*self._middleware, *on_path], registered=False)
         return router
 
     async def start(self) -> None:

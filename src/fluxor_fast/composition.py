@@ -8,7 +8,7 @@ Rules kept here:
 
 1. The first one added is the outermost; the application's are around a group's, a group's around
    a route's own.
-2. Of several layers of one class around a route only the innermost counts: what is said of the
+2. Of several layers of one class that is ``once`` only the innermost counts: what is said of the
    route itself takes the place of what is said of all.
 3. What middleware adds to *every* answer of a route are ready-made header lines in
    ``Request.fields``: set before the handler is called, they are in its answer whatever that is,
@@ -41,6 +41,8 @@ class Layer:
     On a blocking route both run in its thread.
     """
 
+    once: ClassVar[bool] = False
+    """Whether one further inside takes its place (rule 2)."""
     on_path: ClassVar[bool] = False
     """Whether it also belongs around what the route's path answers to other methods (rule 4)."""
 
@@ -90,14 +92,17 @@ class Layer:
         return layered
 
 
-def compose(route: Route, chain: Sequence[Middleware]) -> None:
-    """Set ``route.call`` to its handler with ``chain`` around it, the outermost first."""
-    bare = current = _bind(route)
+def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = True) -> None:
+    """Set ``route.call`` to its handler with ``chain`` around it, the outermost first.
+
+    :param registered: whether it takes the path's parameters; the router's own answers do not.
+    """
+    bare = current = _bind(route) if registered else route.handler
     seen: set[type] = set()
     raw = True  # whether ``current`` gives what the handler returned
     for middleware in reversed(chain):
         if isinstance(middleware, Layer):
-            if type(middleware) not in seen:
+            if not (middleware.once and type(middleware) in seen):
                 seen.add(type(middleware))
                 current = middleware(current, route)
             continue

@@ -8,6 +8,8 @@ Cost: none per request.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fluxor_fast.composition import Layer
 from fluxor_fast.routing import Call, Route
 
@@ -16,6 +18,8 @@ __all__ = ["BodyLimit"]
 
 class BodyLimit(Layer):
     """Middleware: the largest body in bytes, instead of the server's ``max_body``."""
+
+    once: ClassVar[bool] = True
 
     def __init__(self, size: int) -> None:
         if size < 0:

@@ -34,7 +34,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from fluxor_fast.composition import Layer
 from fluxor_fast.http.request import Request
@@ -137,6 +137,8 @@ class Compression(Layer):
     :param streams: also compress a ``StreamingResponse``, each piece readable when it is there.
     :raises ValueError: for a coding that is not there; ``fluxor-fast[compression]`` has them all.
     """
+
+    once: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -61,6 +61,7 @@ class CORS(Layer):
     :raises ValueError: for an origin that is none, or ``*`` together with credentials.
     """
 
+    once: ClassVar[bool] = True
     on_path: ClassVar[bool] = True
 
     def __init__(

@@ -18,7 +18,7 @@ way of an answer that is no plain dict any more.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any
+from typing import Any, ClassVar
 
 from fluxor_fast.composition import Layer
 from fluxor_fast.http.conditional import entity_tags
@@ -33,6 +33,8 @@ class ETag(Layer):
 
     :param largest: bytes of a body beyond which there is none.
     """
+
+    once: ClassVar[bool] = True
 
     def __init__(self, largest: int = 64 * 1024) -> None:
         self.largest = largest

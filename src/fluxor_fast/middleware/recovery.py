@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from fluxor_fast.composition import Layer
 from fluxor_fast.errors import HTTPError
@@ -37,6 +37,8 @@ class Recovery(Layer):
     :param report: called with the request and the exception; must not block, except on blocking
         routes.
     """
+
+    once: ClassVar[bool] = True
 
     def __init__(self, report: Report | None = None) -> None:
         self._report = report

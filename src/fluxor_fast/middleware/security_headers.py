@@ -41,6 +41,7 @@ class SecurityHeaders(Layer):
     :raises ValueError: for a name or value that could split an answer.
     """
 
+    once: ClassVar[bool] = True
     on_path: ClassVar[bool] = True
 
     def __init__(

@@ -16,7 +16,7 @@ back.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from fluxor_fast.composition import Layer
 from fluxor_fast.errors import HTTPError, RouteError
@@ -28,6 +28,8 @@ __all__ = ["Timeout"]
 
 class Timeout(Layer):
     """Middleware: 504 after ``seconds``."""
+
+    once: ClassVar[bool] = True
 
     def __init__(self, seconds: float) -> None:
         if not seconds > 0:

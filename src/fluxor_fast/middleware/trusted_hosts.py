@@ -38,6 +38,7 @@ class TrustedHosts(Layer):
     :raises ValueError: for what is none of these.
     """
 
+    once: ClassVar[bool] = True
     on_path: ClassVar[bool] = True
 
     def __init__(self, hosts: Sequence[str]) -> None:
