@@ -31,6 +31,7 @@ __all__ = [
     "encode_text",
     "encode_value",
     "error_response",
+    "status_line",
     "to_response",
 ]
 
@@ -51,7 +52,8 @@ JSON_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:
 TEXT_OK = JSON_OK.replace(JSON.encode(), TEXT.encode())
 
 
-def _status_line(status: int) -> bytes:
+def status_line(status: int) -> bytes:
+    """Return the first line of an answer."""
     return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
 
 
@@ -70,6 +72,8 @@ class Response:
 
     streams: ClassVar[bool] = False
     """Whether it sends its body itself (see ``streaming.BodySender``)."""
+    answered: ClassVar[bool] = False
+    """Whether, when a handler returns it, it has been given to ``Connection.answer`` already."""
 
     def __init__(
         self,
@@ -118,7 +122,7 @@ class Response:
 
     def head(self, block: bytes, rid: bytes, lines: bytes) -> bytes:
         """Return status line and header fields; ``lines`` are ready ones of the server's own."""
-        parts = [_status_line(self.status)]
+        parts = [status_line(self.status)]
         if self.content_type is not None:
             parts.append(_field("Content-Type", self.content_type))
         for name, value in self.headers.items():

@@ -183,6 +183,17 @@ class BatchRunner:
         """Note that the client has taken in ``requests`` answers whose permits were kept."""
         self.limit.release(requests)
 
+    def answer(self, request: Request, response: Response) -> None:
+        """Answer, though the handler is not done: what it still does keeps its slot.
+
+        :raises ValueError: if the answer cannot be sent; nothing has been then.
+        """
+        if response.streams:
+            self._launch(request, response)
+        else:
+            answer = self._encode(request, response)
+            self._leave(request, response.status, answer, monotonic())
+
     def refuse_connection(self, reason: str) -> bytes:
         """Return the 503 for a connection too many; counted as a request that was refused.
 
@@ -518,6 +529,11 @@ class BatchRunner:
                     if route.kind is not SYNC:
                         value = await value
                 response = to_response(value)
+                if response.answered:
+                    if slot:
+                        self.slots.release(1)
+                    self.schedule()
+                    return
             status = response.status
             if isinstance(response, BodySender):
                 order = connection.order
