@@ -45,6 +45,7 @@ Application = Callable[
     Awaitable[None],
 ]
 
+UNANSWERED = "the application returned without a complete answer"
 VERSIONS = {"version": "3.0", "spec_version": "2.4"}
 
 
@@ -109,16 +110,15 @@ class Exchange:
             await application(scope, self.receive, self.send)
         except (Exception, asyncio.CancelledError) as error:
             if self._response is None:
-                raise self.error or error from None if self.error else error
+                if self.error is not None:
+                    raise self.error from None
+                raise
             self._break_off(error)
         else:
-            if self.error is not None:
-                raise self.error
+            if self._response is None:
+                raise self.error or RuntimeError(UNANSWERED)
             if not self._over:
-                unanswered = RuntimeError("the application returned without a complete answer")
-                if self._response is None:
-                    raise unanswered
-                self._break_off(unanswered)
+                self._break_off(RuntimeError(UNANSWERED))
         finally:
             self._end()
         return self._response

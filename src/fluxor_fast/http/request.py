@@ -70,9 +70,13 @@ class Watcher(Protocol):
 class Connection(Protocol):
     """What a request asks of the connection it came on."""
 
-    both_ends: BothEnds
-    gone: bool
-    """Whether the client is gone, or has said that it sends nothing more."""
+    @property
+    def both_ends(self) -> BothEnds:
+        """Who is connected with whom."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client is gone, or has said that it sends nothing more."""
 
     @property
     def app(self) -> Any:
