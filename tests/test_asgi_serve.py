@@ -196,7 +196,7 @@ async def test_bodies_come_whole_however_they_were_cut() -> None:
         client = await server.connect()
         for size in (0, 1, 1000, 70_000, 300_000):
             body = random.randbytes(size)
-            await client.send_pieces(cut(random, post("/echo", body)))
+            await client.send_pieces(cut(post("/echo", body), random))
             assert (await client.answer()).body == body
         await client.send(head("/count", "Transfer-Encoding: chunked", method="POST"))
         await client.send(b"5\r\nhello\r\n3\r\nabc\r\n0\r\n\r\n")

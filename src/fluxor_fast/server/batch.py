@@ -52,6 +52,7 @@ from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.routing import Kind, Priority, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
 from fluxor_fast.server.counters import Counters
+from fluxor_fast.server.eager import begin
 from fluxor_fast.server.queueing import WaitingQueue
 from fluxor_fast.server.refusal import Pacer, Refusals
 from fluxor_fast.server.streaming import CLOSE, AnswerWriter, Turns, is_cancelled
@@ -502,9 +503,10 @@ class BatchRunner:
     else:
 
         def _launch(self, request: Request, response: Response | None = None) -> None:
-            task = asyncio.get_running_loop().create_task(self._serve(request, response))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task = begin(asyncio.get_running_loop(), self._serve(request, response))
+            if not task.done():
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, request: Request, response: Response | None) -> None:
         """Run a coroutine or blocking handler and answer.
