@@ -71,6 +71,10 @@ class AsgiApp(App):
         route.call = self._compose(route)
         return _Everything(route)
 
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Let the application itself serve."""
+        await self._application(scope, receive, send)
+
     async def _handle(self, request: Request, path: str = "") -> Response:
         scope = scope_of(request)
         if self._lifespan.supported:
