@@ -127,6 +127,7 @@ class App(_Verbs):
         self._route_middleware: dict[Route, Sequence[Middleware]] = {}
         self._startup: list[Hook] = []
         self._shutdown: list[Hook] = []
+        self._asgi: Callable[..., Awaitable[None]] | None = None
 
     # registration
 
@@ -239,6 +240,19 @@ class App(_Verbs):
         """Run ``hook`` in each worker after its last answer."""
         self._shutdown.append(hook)
         return hook
+
+    # what other servers call
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Serve as an ASGI 3 application: for test clients, or mounted (see ``asgi.adapter``).
+
+        With the first call the routes are fixed.
+        """
+        if self._asgi is None:
+            from fluxor_fast.asgi.adapter import AsgiAdapter  # wanted only here
+
+            self._asgi = AsgiAdapter(self)
+        await self._asgi(scope, receive, send)
 
     # what the worker calls
 

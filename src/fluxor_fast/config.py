@@ -80,6 +80,7 @@ Grace = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Second = Annotated[float, Field(ge=0, le=1)]  # the least that Retry-After can say
 Text = Annotated[str, Field(min_length=1)]
 Host = Annotated[str, Field(pattern=r"^([\w.-]+|/[\w./-]+|[\da-fA-F]*(:[\da-fA-F.]*){2,})$")]
+Interface = Literal["auto", "app", "asgi"]
 Level = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["console", "json"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -118,6 +119,7 @@ class ServerSettings(_Section):
     """Listener, capacity, time limits and sizes; per instance unless they say so."""
 
     app: Text = _knob("fluxor_fast.service:app", "module:attribute; the reference service")
+    interface: Interface = _knob("auto", "an App, or asgi; auto, as it nearly always shows")
     host: Text = _knob("127.0.0.1", "address to listen on; not the world, unless you say so")
     port: Port = _knob(8080, "TCP port; needs no privileges (0 takes any free one)")
     uds: Path | None = _knob(None, "Unix socket to listen on instead; none, as clients are remote")

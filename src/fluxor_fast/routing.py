@@ -29,7 +29,7 @@ from fluxor_fast.errors import HTTPError, RouteError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
 
-__all__ = ["Kind", "Priority", "Route", "Router"]
+__all__ = ["Kind", "Match", "Priority", "Route", "Router"]
 
 Call = Callable[[Request], Any]
 

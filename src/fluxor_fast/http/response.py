@@ -35,6 +35,7 @@ __all__ = [
     "encode_value",
     "error_response",
     "header_line",
+    "status_line",
     "to_response",
 ]
 
@@ -55,10 +56,15 @@ JSON_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:
 TEXT_OK = JSON_OK.replace(JSON.encode(), TEXT.encode())
 
 
+def status_line(status: int) -> bytes:
+    """Return the first line of an answer."""
+    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+
+
 @lru_cache(256)
 def _start(status: int, content_type: str | None) -> bytes:
     """Return the status line and the field ``Content-Type``."""
-    line = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+    line = status_line(status)
     return line if content_type is None else line + header_line("Content-Type", content_type)
 
 
@@ -91,6 +97,8 @@ class Response:
 
     streams: ClassVar[bool] = False
     """Whether it sends its body itself (see ``streaming.BodySender``)."""
+    answered: ClassVar[bool] = False
+    """Whether, when a handler returns it, it has been given to ``Connection.answer`` already."""
 
     def __init__(
         self,
