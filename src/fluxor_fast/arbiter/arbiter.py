@@ -303,7 +303,11 @@ class Arbiter:
     def _back_out(self) -> None:
         """End a new arbiter that is not ready: it is the whole instance that stops."""
         successor = self._successor
-        if successor is not None and not successor.look():
+        if successor is None or self._stopping:
+            return
+        if successor.look():  # it has just become ready: only this one stops
+            self._hand_over(successor)
+        else:
             os.kill(successor.pid, signal.SIGTERM)  # not reaped yet
 
     def _stop(self, seconds: float, *, delay: float = 0.0, gently: bool = False) -> None:
@@ -448,8 +452,6 @@ class Arbiter:
         """Leave to the new arbiter what this one has, and drain."""
         log.info("upgrade: arbiter %d is ready; this one leaves", successor.pid)
         self._socket_file = None
-        if self._pid_file is not None:
-            self._pid_file.hand_over()
         self._notifier.succeeded(successor.pid)
         self._notifier = Notifier()  # the other one speaks now
         self._stop(self._settings.server.graceful_timeout + MARGIN, gently=True)
