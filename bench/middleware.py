@@ -157,14 +157,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    names = options.names or [*CASES, "timeout"]
-    found = {name: measure(name, options.rounds) for name in names}
+    if not options.json:
+        print("| middleware | µs per request | × reference |\n|---|--:|--:|")
+    found: dict[str, dict[str, float]] = {}
+    for name in options.names or [*CASES, "timeout"]:
+        us, ratio = measure(name, options.rounds)
+        found[name] = {"us": us, "ratio": ratio}
+        if not options.json:
+            print(f"| {name} | {us:.2f} | {ratio:.2f} |", flush=True)
     if options.json:
-        print(json.dumps({name: {"us": us, "ratio": ratio} for name, (us, ratio) in found.items()}))
-        return
-    print("| middleware | µs per request | × reference |\n|---|---|---|")
-    for name, (us, ratio) in found.items():
-        print(f"| {name} | {us:.2f} | {ratio:.2f} |")
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":
