@@ -1,6 +1,6 @@
 """What each middleware costs a request, in this process, over a bare route.
 
-    python bench/middleware.py [NAME …] [--rounds 100] [--json]
+    python bench/middleware.py [NAME …] [--rounds 300] [--json]
 
 A small JSON answer to a keep-alive GET whose head is known, 16 connections, through the protocol
 and the batch (as ``short_16`` of ``bench/steps.py``); bare and wrapped take turns, in slices so
@@ -39,7 +39,7 @@ __all__ = ["CASES", "measure"]
 
 ORIGIN = b"Origin: https://app.example.com\r\n"
 GZIP = b"Accept-Encoding: gzip, deflate, br, zstd\r\n"
-SLICE = 2000
+SLICE = 500
 """Microseconds."""
 LARGE = {"items": [{"id": n, "name": f"name {n}", "active": True} for n in range(100)]}
 
@@ -154,7 +154,7 @@ def _timeout(rounds: int) -> tuple[float, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if not options.json:

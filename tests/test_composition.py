@@ -83,7 +83,8 @@ def add_routes(app: Any, **options: Any) -> None:
 
 
 ANSWERS = {"/items/7": 200, "/sync": 200, "/async": 200, "/blocking": 200, "/error": 418,
-           "/late": 418, "/broken": 500, "/unencodable": 500, "/stream": 200, "/nowhere": 404}  # fmt: skip
+           "/late": 418, "/broken": 500, "/unencodable": 500, "/stream": 200,
+           "/nowhere": 404}  # fmt: skip
 
 
 @in_loop
