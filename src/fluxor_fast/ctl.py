@@ -247,7 +247,7 @@ _NO_WAIT = click.Option(["--wait/--no-wait"], default=True, help="Wait until it 
 @_command("status")
 def _status(link: Link) -> tuple[Document, str]:
     """Print the state of the instance and its workers."""
-    status = _left(link.ask("status"))
+    status = link.ask("status")
     return status, "it has just left" if "left" in status else table(status)
 
 

@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
-from fluxor_fast import __version__
 from fluxor_fast.arbiter.control import Answer, Later, Refusal
 from fluxor_fast.arbiter.crew import Crew, Worker
 from fluxor_fast.arbiter.recycle import resident_bytes
@@ -33,6 +32,7 @@ from fluxor_fast.arbiter.replacing import Replacing
 from fluxor_fast.arbiter.shared import SHED_REASONS, SharedMemory, State, Word
 from fluxor_fast.arbiter.sockets import place_of
 from fluxor_fast.arbiter.stacks import DUMP_SIGNAL
+from fluxor_fast.version import __version__
 
 __all__ = ["Commands", "Condition", "Instance"]
 
