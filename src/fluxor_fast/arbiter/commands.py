@@ -169,7 +169,7 @@ class Commands:
         return {"level": level}
 
     def _dump_stacks(self, request: Answer) -> Later:
-        asked: list[tuple[int, Worker]] = []
+        asked: dict[int, tuple[Worker, Answer]] = {}
         stacks: list[Answer] = []
         for index, worker in self._crew.workers.items():
             about: Answer = {"index": index, "seat": worker.seat, "pid": worker.pid}
@@ -182,26 +182,24 @@ class Commands:
             else:
                 worker.stacks.read()
                 self._crew.signal(index, DUMP_SIGNAL)
-                asked.append((len(stacks) - 1, worker))
-        until, sizes = self._clock() + DUMP_SECONDS, dict.fromkeys(range(len(stacks)), 0)
+                asked[index] = (worker, about)
+        until, sizes = self._clock() + DUMP_SECONDS, dict.fromkeys(asked, 0)
 
         def collect() -> Answer | None:
             late = self._clock() >= until
-            for each in list(asked):
-                at, worker = each
-                about = stacks[at]
-                gone = self._crew.workers.get(_int(about["index"])) is not worker
+            for index, (worker, about) in list(asked.items()):
+                gone = self._crew.workers.get(index) is not worker
                 size = 0 if gone else worker.stacks.size
                 if gone:
                     about["problem"] = "it has left"
                 elif late and not size:
                     about["problem"] = "it has not answered"
-                elif late or size == sizes[at] > 0:
+                elif late or size == sizes[index] > 0:
                     about["stacks"] = worker.stacks.read()
                 else:
-                    sizes[at] = size
+                    sizes[index] = size  # complete when it grows no more
                     continue
-                asked.remove(each)
+                del asked[index]
             return None if asked else {"workers": stacks}
 
         return collect
@@ -271,11 +269,6 @@ class Commands:
             "permits": self._memory.permits[index],
             "rss": resident_bytes(worker.pid),
         }
-
-
-def _int(value: object) -> int:
-    assert isinstance(value, int)
-    return value
 
 
 def _number(request: Answer, name: str) -> int:
