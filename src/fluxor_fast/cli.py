@@ -196,7 +196,7 @@ def _activated(settings: Settings) -> tuple[Settings, list[socket.socket]]:
 def routes(app: str | None, openapi: bool, config: Path | None, **options: Any) -> None:
     """List the routes of APP."""
     settings = _load(config, app, options)
-    loaded = load_app(settings.server.app)
+    loaded = load_app(settings.server.app, interface=settings.server.interface)
     if openapi:
         click.echo(orjson.dumps(document(loaded), option=orjson.OPT_INDENT_2))
         return
