@@ -25,8 +25,10 @@ __all__ = [
     "Contestant",
     "Place",
     "fluxor",
+    "granian",
     "missing",
     "start",
+    "uvicorn",
 ]
 
 SERVERS = Path(__file__).resolve().parent / "servers"
@@ -111,7 +113,8 @@ def fluxor(place: Place, app: str = "work_fluxor:app", *options: str) -> list[st
     ]  # fmt: skip
 
 
-def _uvicorn(app: str) -> Callable[[Place], list[str]]:
+def uvicorn(app: str) -> Callable[[Place], list[str]]:
+    """Return the command of uvicorn for an application."""
     return lambda place: [
         harness.command_of("uvicorn"), *_common(place), "--log-level", "error",
         "--loop", "uvloop", "--http", "httptools", "--ws", "none", "--no-access-log",
@@ -119,7 +122,8 @@ def _uvicorn(app: str) -> Callable[[Place], list[str]]:
     ]  # fmt: skip
 
 
-def _granian(interface: str, app: str, *options: str) -> Callable[[Place], list[str]]:
+def granian(interface: str, app: str, *options: str) -> Callable[[Place], list[str]]:
+    """Return the command of granian for an application."""
     return lambda place: [
         harness.command_of("granian"), *_common(place), "--log-level", "error",
         "--interface", interface, "--loop", "uvloop", "--http", "1", "--no-ws",
@@ -184,22 +188,22 @@ CONTESTANTS = {
     ),
     "fasthttp": Contestant("Go fasthttp", _fasthttp, ("go",)),
     "granian-rsgi": Contestant(
-        "granian RSGI, raw", _granian("rsgi", "work_rsgi:app"), ("granian",)
+        "granian RSGI, raw", granian("rsgi", "work_rsgi:app"), ("granian",)
     ),
     "granian-flush": Contestant(
         "granian RSGI, raw, pipeline flush",
-        _granian("rsgi", "work_rsgi:app", "--http1-pipeline-flush"),
+        granian("rsgi", "work_rsgi:app", "--http1-pipeline-flush"),
         ("granian",),
         frozenset({"pipelined"}),
     ),
     "granian-asgi": Contestant(
-        "granian ASGI, raw", _granian("asgi", "work_asgi:app"), ("granian",)
+        "granian ASGI, raw", granian("asgi", "work_asgi:app"), ("granian",)
     ),
     "uvicorn": Contestant(
-        "uvicorn, raw", _uvicorn("work_asgi:app"), ("uvicorn",), HTTP | DATABASE
+        "uvicorn, raw", uvicorn("work_asgi:app"), ("uvicorn",), HTTP | DATABASE
     ),
     "uvicorn-asyncpg": Contestant(
-        "uvicorn, raw, asyncpg", _uvicorn("work_asgi:app"), ("uvicorn", "asyncpg"), DATABASE
+        "uvicorn, raw, asyncpg", uvicorn("work_asgi:app"), ("uvicorn", "asyncpg"), DATABASE
     ),
     "gunicorn": Contestant("gunicorn, uvicorn worker, raw", _gunicorn, ("gunicorn",)),
     "sanic": Contestant("sanic", _script("work_sanic.py"), ("sanic",)),
@@ -209,9 +213,9 @@ CONTESTANTS = {
         "socketify", _script("work_socketify.py"), ("socketify",), HTTP - {"echo1k", "echo17k"}
     ),
     "blacksheep": Contestant(
-        "BlackSheep on uvicorn", _uvicorn("work_blacksheep:app"), ("blacksheep", "uvicorn")
+        "BlackSheep on uvicorn", uvicorn("work_blacksheep:app"), ("blacksheep", "uvicorn")
     ),
-    "falcon": Contestant("falcon on uvicorn", _uvicorn("work_falcon:app"), ("falcon", "uvicorn")),
+    "falcon": Contestant("falcon on uvicorn", uvicorn("work_falcon:app"), ("falcon", "uvicorn")),
     "fastpysgi": Contestant("fastpysgi, raw", _script("work_wsgi.py"), ("fastpysgi",)),
 }  # fmt: skip
 PROGRAMS = {"nginx": lambda: shutil.which("nginx"), "go": go_program}

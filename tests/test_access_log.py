@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,16 +14,8 @@ import pytest
 from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.http.response import Response
 from fluxor_fast.middleware.access_log import AccessLog
-from fluxor_fast.routing import NOT_FOUND, Kind, Route
+from fluxor_fast.routing import Kind, Route
 from tests.support.inprocess import in_loop, serving
-
-CALL = NOT_FOUND.call
-
-
-@pytest.fixture(autouse=True)
-def not_found_as_it_was() -> Iterator[None]:
-    yield
-    NOT_FOUND.call = CALL
 
 
 def make_app() -> App:

@@ -675,6 +675,9 @@ def test_names_of_knobs():
         "server.pin",
         "server.dev",
         "server.proxy_protocol",
+        "web.cors_credentials",
+        "web.security_headers",
+        "web.compression",
         "observability.access_log",
     }
     assert {path for path, knob in table.items() if knob.is_secret} == {

@@ -16,7 +16,8 @@ with its middleware once, so that a request pays for nothing that its route does
         return wrapper
 
 ``call_next(request)`` gives a ``Response`` (an awaitable of one on async routes); an exception
-of the handler passes through. The first one added is the outermost.
+of the handler passes through. The first one added is the outermost (see ``composition``, and
+``middleware/`` for what there is).
 """
 
 from __future__ import annotations
@@ -27,21 +28,80 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from fluxor_fast.composition import Layer, Middleware, compose
 from fluxor_fast.contract import Contract
 from fluxor_fast.errors import RouteError
 from fluxor_fast.files import StaticFiles
-from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import to_response
-from fluxor_fast.routing import Call, Kind, Priority, Route, Router, parameters_of
+from fluxor_fast.routing import Kind, Priority, Route, Router, parameters_of
 
-__all__ = ["App", "Middleware"]
+__all__ = ["App", "Group", "Middleware"]
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-Middleware = Callable[[Call, Route], Call]
 Hook = Callable[[], Awaitable[None] | None]
 
 
-class App:
+class _Verbs:
+    """Registration by method."""
+
+    def route(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        raise NotImplementedError
+
+    def get(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for GET (and so HEAD); options as for ``route``."""
+        return self.route(path, methods=("GET",), **options)
+
+    def post(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for POST; options as for ``route``."""
+        return self.route(path, methods=("POST",), **options)
+
+    def put(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for PUT; options as for ``route``."""
+        return self.route(path, methods=("PUT",), **options)
+
+    def patch(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for PATCH; options as for ``route``."""
+        return self.route(path, methods=("PATCH",), **options)
+
+    def delete(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        """Register for DELETE; options as for ``route``."""
+        return self.route(path, methods=("DELETE",), **options)
+
+
+class Group(_Verbs):
+    """Routes whose paths begin alike, with middleware and options in common.
+
+    Made by ``App.group``; options given to a route itself come before the group's.
+    """
+
+    def __init__(
+        self, parent: App | Group, prefix: str, middleware: Sequence[Middleware], **options: Any
+    ) -> None:
+        if not prefix.startswith("/") or prefix.endswith("/"):
+            raise RouteError(f"a group's prefix begins with '/' and ends without: {prefix!r}")
+        self._parent = parent
+        self._prefix = prefix
+        self._middleware = tuple(middleware)
+        self._options = options
+
+    def route(
+        self, path: str, *, middleware: Sequence[Middleware] = (), **options: Any
+    ) -> Callable[[Handler], Handler]:
+        """Register a handler at the prefix and ``path``; options as for ``App.route``.
+
+        :param path: begins with ``/``, or is empty for the prefix itself.
+        """
+        return self._parent.route(
+            self._prefix + path,
+            middleware=(*self._middleware, *middleware),
+            **{**self._options, **options},
+        )
+
+    def group(self, prefix: str, *, middleware: Sequence[Middleware] = (), **options: Any) -> Group:
+        """Return a group within this one."""
+        return Group(self, prefix, middleware, **options)
+
+
+class App(_Verbs):
     """An application.
 
     ``state`` is free for the application's own things; ``settings`` and ``metrics`` are set by
@@ -67,10 +127,11 @@ class App:
         self._route_middleware: dict[Route, Sequence[Middleware]] = {}
         self._startup: list[Hook] = []
         self._shutdown: list[Hook] = []
+        self._asgi: Callable[..., Awaitable[None]] | None = None
 
     # registration
 
-    def route(
+    def route(  # type: ignore[override]
         self,
         path: str,
         *,
@@ -113,6 +174,9 @@ class App:
             kind = _kind(path, handler, blocking)
             if stream and kind is not Kind.ASYNC:
                 raise RouteError(f"{path}: only a coroutine function can read its body as a stream")
+            for one in middleware:
+                if isinstance(one, Layer):
+                    one.check(kind, path)
             parameters = parameters_of(path)
             _check_signature(path, handler, parameters)
             made = [
@@ -136,26 +200,6 @@ class App:
 
         return register
 
-    def get(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
-        """Register for GET (and so HEAD); options as for ``route``."""
-        return self.route(path, methods=("GET",), **options)
-
-    def post(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
-        """Register for POST; options as for ``route``."""
-        return self.route(path, methods=("POST",), **options)
-
-    def put(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
-        """Register for PUT; options as for ``route``."""
-        return self.route(path, methods=("PUT",), **options)
-
-    def patch(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
-        """Register for PATCH; options as for ``route``."""
-        return self.route(path, methods=("PATCH",), **options)
-
-    def delete(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
-        """Register for DELETE; options as for ``route``."""
-        return self.route(path, methods=("DELETE",), **options)
-
     def files(
         self,
         path: str,
@@ -174,8 +218,17 @@ class App:
         handler = StaticFiles(directory, index=index, cache_control=cache_control)
         self.get(f"{path.rstrip('/')}/{{path:path}}", **options)(handler)
 
+    def group(self, prefix: str, *, middleware: Sequence[Middleware] = (), **options: Any) -> Group:
+        """Return a group of routes below ``prefix``.
+
+        :param middleware: around each of its routes, inside the application's own.
+        :param options: as for ``route``, for all of them (``max_body``, ``priority``, …).
+        :raises RouteError: for a prefix that does not begin with ``/``, or ends with one.
+        """
+        return Group(self, prefix, middleware, **options)
+
     def add_middleware(self, middleware: Middleware) -> None:
-        """Wrap every route; the first one added is the outermost."""
+        """Wrap every route, and the answers where there is none; the first is the outermost."""
         self._middleware.append(middleware)
 
     def on_startup(self, hook: Hook) -> Hook:
@@ -188,6 +241,19 @@ class App:
         self._shutdown.append(hook)
         return hook
 
+    # what other servers call
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Serve as an ASGI 3 application: for test clients, or mounted (see ``asgi.adapter``).
+
+        With the first call the routes are fixed.
+        """
+        if self._asgi is None:
+            from fluxor_fast.asgi.adapter import AsgiAdapter  # wanted only here
+
+            self._asgi = AsgiAdapter(self)
+        await self._asgi(scope, receive, send)
+
     # what the worker calls
 
     @property
@@ -197,9 +263,14 @@ class App:
 
     def router(self) -> Router:
         """Compose every route with its middleware and return the router over them."""
+        router = Router(self._routes)
         for route in self._routes:
-            route.call = self._compose(route)
-        return Router(self._routes)
+            compose(route, [*self._middleware, *self._route_middleware[route]])
+        for others, route in router.unrouted:
+            own = self._route_middleware[others[0]] if others else ()
+            on_path = [one for one in own if isinstance(one, Layer) and one.on_path]
+            compose(route, [*self._middleware, *on_path], registered=False)
+        return router
 
     async def start(self) -> None:
         """Run the startup hooks in order."""
@@ -208,17 +279,6 @@ class App:
     async def stop(self) -> None:
         """Run the shutdown hooks, the last one registered first."""
         await _run(self._shutdown[::-1])
-
-    def _compose(self, route: Route) -> Call:
-        call = _bind(route)
-        chain = [*self._middleware, *self._route_middleware[route]]
-        if not chain:
-            return call
-        wrapped = current = _normalised(call, route.kind)
-        for middleware in reversed(chain):
-            current = middleware(current, route)
-        # middleware that all declined the route leaves it as short as it was
-        return call if current is wrapped else current
 
 
 def _kind(path: str, handler: Callable[..., Any], blocking: bool) -> Kind:
@@ -240,25 +300,6 @@ def _check_signature(path: str, handler: Callable[..., Any], parameters: dict[st
             f"{path}: the handler {getattr(handler, '__name__', handler)!r} must take the request"
             f" and {', '.join(parameters) or 'nothing else'}: {error}"
         ) from None
-
-
-def _bind(route: Route) -> Call:
-    """Return ``route.handler`` as a function of the request alone."""
-    handler = route.handler
-    if not parameters_of(route.path):
-        return handler
-    return lambda request: handler(request, **request.head.params)
-
-
-def _normalised(call: Call, kind: Kind) -> Call:
-    """Return ``call`` with its value made a ``Response``, for middleware to work on."""
-    if kind is Kind.ASYNC:
-
-        async def respond_async(request: Request) -> Any:
-            return to_response(await call(request))
-
-        return respond_async
-    return lambda request: to_response(call(request))
 
 
 async def _run(hooks: Sequence[Hook]) -> None:

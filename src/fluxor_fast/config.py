@@ -40,6 +40,11 @@ def _networks(value: object) -> object:
         raise ValueError("must be networks such as 10.0.0.0/8, without host bits") from None
 
 
+def _names(value: object) -> object:
+    items = value.split(",") if isinstance(value, str) else value  # a list in the file
+    return tuple(str(item).strip() for item in items)  # type: ignore[attr-defined]
+
+
 def _long_enough(secret: SecretStr) -> SecretStr:
     text = secret.get_secret_value()  # RFC 7518, 3.2: as long as the hash, which is 32 bytes
     if len(text.encode(errors="replace")) < 32 or re.search("[\ud800-\udfff]", text):
@@ -75,6 +80,7 @@ Grace = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Second = Annotated[float, Field(ge=0, le=1)]  # the least that Retry-After can say
 Text = Annotated[str, Field(min_length=1)]
 Host = Annotated[str, Field(pattern=r"^([\w.-]+|/[\w./-]+|[\da-fA-F]*(:[\da-fA-F.]*){2,})$")]
+Interface = Literal["auto", "app", "asgi"]
 Level = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["console", "json"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -83,6 +89,7 @@ ClientCertificate = Literal["none", "optional", "required"]
 Networks = Annotated[
     tuple[IPv4Network | IPv6Network | Literal["unix"], ...], BeforeValidator(_networks)
 ]
+Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
 Descriptor = Annotated[int, Field(ge=3, le=2**31 - 1)]
 Mode = Annotated[str, Field(pattern=r"^0?[0-7]{3}$")]
 PostgresURL = Annotated[SecretStr, AfterValidator(_postgres_url)]
@@ -112,6 +119,7 @@ class ServerSettings(_Section):
     """Listener, capacity, time limits and sizes; per instance unless they say so."""
 
     app: Text = _knob("fluxor_fast.service:app", "module:attribute; the reference service")
+    interface: Interface = _knob("auto", "an App, or asgi; auto, as it nearly always shows")
     host: Text = _knob("127.0.0.1", "address to listen on; not the world, unless you say so")
     port: Port = _knob(8080, "TCP port; needs no privileges (0 takes any free one)")
     uds: Path | None = _knob(None, "Unix socket to listen on instead; none, as clients are remote")
@@ -145,6 +153,8 @@ class ServerSettings(_Section):
     pid_file: Path | None = _knob(
         None, "file with the pid, locked: one instance; none, by the port"
     )
+    control: Path | None = _knob(None, "Unix socket for fluxor-fast ctl; none, as signals do too")
+    control_mode: Mode = _knob("600", "its permissions; only our own user and root may connect")
     backlog: Count = _knob(2048, "connections the kernel holds until accepted; for bursts")
     threads: Few = _knob(8, "blocking handlers at once, per worker; they share an interpreter")
     header_timeout: Seconds = _knob(10.0, "seconds for a whole head; trickled bytes hold a place")
@@ -247,6 +257,16 @@ class AuthSettings(_Section):
     hash_queue: Size = _knob(64, "hashes waiting, per worker; a login flood must not take slots")
 
 
+class WebSettings(_Section):
+    """What the reference service tells browsers."""
+
+    cors_origins: Names = _knob((), "https://app.example.com, https://*.example.com or *; no page")
+    cors_credentials: bool = _knob(False, "let those pages send cookies; tokens need none")
+    security_headers: bool = _knob(True, "headers that make browsers careful; they cost little")
+    compression: bool = _knob(True, "compress answers of 1 KiB and more; clients ask for it")
+    trusted_hosts: Names = _knob((), "api.example.com or *.example.com; none: whatever is asked")
+
+
 class ObservabilitySettings(_Section):
     """Logs, and the name of the service."""
 
@@ -265,6 +285,7 @@ class Settings(_Section):
     tls: TlsSettings = TlsSettings()
     database: DatabaseSettings = DatabaseSettings()
     auth: AuthSettings = AuthSettings()
+    web: WebSettings = WebSettings()
     observability: ObservabilitySettings = ObservabilitySettings()
 
 
@@ -345,6 +366,8 @@ def _conflicts(settings: Settings) -> Iterator[str]:
         yield "uds and fd: only one of them can be listened on"
     if server.proxy_protocol and not server.trusted_proxies and server.uds is None:
         yield "proxy_protocol: trusted_proxies must say whose PROXY headers count"
+    if "*" in settings.web.cors_origins and settings.web.cors_credentials:
+        yield "cors_credentials: not with the origin *; every page would act for its visitor"
     tls = settings.tls
     if tls.certificate is None:
         for name in ("key", "key_password_file", "client_ca"):

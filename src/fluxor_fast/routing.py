@@ -29,7 +29,7 @@ from fluxor_fast.errors import HTTPError, RouteError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
 
-__all__ = ["Kind", "Priority", "Route", "Router"]
+__all__ = ["Kind", "Match", "Priority", "Route", "Router"]
 
 Call = Callable[[Request], Any]
 
@@ -62,6 +62,7 @@ class Route:
     ``call(request)`` returns what the handler returned (a coroutine for ``Kind.ASYNC``).
     ``contract`` is what it was declared to take and answer, if it was.
     ``stream``: it is called when the head of the request is complete, and reads the body itself.
+    ``wrapped``: there is middleware around it, which may add to its answers.
     """
 
     __slots__ = (
@@ -75,6 +76,7 @@ class Route:
         "path",
         "priority",
         "stream",
+        "wrapped",
     )
 
     def __init__(
@@ -101,6 +103,7 @@ class Route:
         self.max_in_flight = max_in_flight
         self.contract = contract
         self.stream = stream
+        self.wrapped = False
 
     def __repr__(self) -> str:
         return f"<Route {self.method} {self.path} {self.kind.value} {self.priority.name.lower()}>"
@@ -197,9 +200,6 @@ def _not_found(request: Request) -> Any:
     raise HTTPError(404, f"nothing is at {request.path}")
 
 
-NOT_FOUND = Route("*", "*", _not_found)
-
-
 def parameters_of(path: str) -> dict[str, str]:
     """Return the parameters of a path pattern: name → converter. A bad one is a ``RouteError``."""
     found: dict[str, str] = {}
@@ -229,6 +229,8 @@ class Router:
     def __init__(self, routes: Iterable[Route] = ()) -> None:
         self._static: dict[str, _Methods] = {"*": _whole_server()}
         self._root = _Node()
+        self._not_found = Route("*", "*", _not_found)
+        self._paths: list[_Methods] = []
         for route in routes:
             self.add(route)
 
@@ -247,27 +249,38 @@ class Router:
             if converter == "path":
                 self._check_names(route, node.rest_name, tuple(parameters))
                 node.rest_name = tuple(parameters)
-                node.rest = node.rest or _Methods()
+                node.rest = node.rest or self._path()
                 node.rest.add(route)
                 return
             node = node.parameters.setdefault(converter, _Node())
         self._check_names(route, node.names, tuple(parameters))
         node.names = tuple(parameters)
-        node.leaf = node.leaf or _Methods()
+        node.leaf = node.leaf or self._path()
         node.leaf.add(route)
         if not parameters:
             self._static[route.path] = node.leaf
 
     def every_route(self) -> Iterator[Route]:
         """Yield every route that ``match`` may give, those that refuse (404, 405) too."""
-        yield NOT_FOUND
-        found, nodes = [self._static["*"]], [self._root]
-        while nodes:
-            node = nodes.pop()
-            nodes += [*node.children.values(), *node.parameters.values()]
-            found += [methods for methods in (node.leaf, node.rest) if methods is not None]
-        for methods in found:
+        yield self._not_found
+        for methods in (self._static["*"], *self._paths):
             yield from {*methods.routes.values(), methods.options, methods.denied}
+
+    def _path(self) -> _Methods:
+        methods = _Methods()
+        self._paths.append(methods)
+        return methods
+
+    @property
+    def unrouted(self) -> Iterator[tuple[list[Route], Route]]:
+        """What answers where nothing was registered: (the routes of that path, the answer)."""
+        yield [], self._not_found
+        yield [], self._static["*"].options
+        for methods in self._paths:
+            routes = list(methods.routes.values())
+            yield routes, methods.denied
+            if "OPTIONS" not in methods.routes:
+                yield routes, methods.options
 
     @staticmethod
     def _check_names(route: Route, before: tuple[str, ...], now: tuple[str, ...]) -> None:
@@ -289,7 +302,7 @@ class Router:
             try:
                 segments = [unquote_to_bytes(s).decode() for s in path[1:].split("/")]
             except UnicodeDecodeError:
-                return NOT_FOUND, {}
+                return self._not_found, {}
         else:
             segments = path[1:].split("/")
         others: list[Found] = []
@@ -297,7 +310,7 @@ class Router:
         if first is None and others:
             first = others[0]
         if first is None:
-            return NOT_FOUND, {}
+            return self._not_found, {}
         methods, names, values = first
         return methods.get(method), dict(zip(names, values, strict=True))
 

@@ -26,7 +26,7 @@ def failed(app: str, *flags: str, **env: str) -> tuple[int, str]:
     [
         ("nowhere:app", 4, "No module named 'nowhere'"),
         ("held:nothing", 4, "held has no 'nothing'"),
-        ("broken:no_app", 4, "no_app is a dict, not an App"),
+        ("broken:no_app", 4, "no_app is a dict, not an App, nor"),
         ("held", 4, "module:attribute"),
         ("unimportable:app", 4, "this module is broken on purpose"),
         ("broken:boots_badly", 3, "the frobnicator is not configured: set FROB=1"),

@@ -131,8 +131,9 @@ class Client:
                 found = re.fullmatch(rb"([A-Za-z0-9-]+): ([\x20-\x7e]*)", one)
                 assert found, f"not a header line: {one!r}"
                 name = found[1].decode().lower()
-                assert name not in headers, f"{name} comes twice"
-                headers[name] = found[2].decode()
+                assert name == "vary" or name not in headers, f"{name} comes twice"
+                before = f"{headers[name]}, " if name in headers else ""
+                headers[name] = before + found[2].decode()
             if status < 200:
                 self.interim.append(status)
                 continue

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 import orjson
@@ -20,17 +20,20 @@ import orjson
 from fluxor_fast.errors import HTTPError
 
 if TYPE_CHECKING:
+    from fluxor_fast.http.response import Response
     from fluxor_fast.routing import Route
 
 __all__ = [
     "CHUNKED",
     "CURRENT",
     "BodySource",
+    "BothEnds",
     "Connection",
     "Head",
     "Headers",
     "Request",
     "StreamedRequest",
+    "Watcher",
 ]
 
 CHUNKED = -1
@@ -40,8 +43,45 @@ CURRENT: ContextVar[Request | None] = ContextVar("fluxor_fast_request", default=
 """The request that a coroutine or blocking handler runs for, for lines of the log."""
 
 
+class BothEnds(NamedTuple):
+    """Who is connected with whom, without regard to what the head of a request says.
+
+    A port is 0 where it is not known; of a Unix socket ``server`` has the path, and no port.
+    """
+
+    client: tuple[str, int]
+    server: tuple[str, int | None] | None
+    scheme: str
+    proxied: bool
+    """Whether the other end is a trusted proxy: then each head says who the client is."""
+
+
+class Watcher(Protocol):
+    """What wants to know how a connection goes on."""
+
+    def wake(self) -> None:
+        """Look again: it is another answer's turn, or the client takes in what it is sent."""
+
+    def ended(self) -> None:
+        """Note that the client sends nothing more."""
+
+    def lost(self) -> None:
+        """Note that the client is gone."""
+
+    def check(self, tick: int) -> None:
+        """Note what time it is; called about once a second."""
+
+
 class Connection(Protocol):
     """What a request asks of the connection it came on."""
+
+    @property
+    def both_ends(self) -> BothEnds:
+        """Who is connected with whom."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client is gone, or has said that it sends nothing more."""
 
     @property
     def app(self) -> Any:
@@ -67,6 +107,15 @@ class Connection(Protocol):
 
     def host_of(self, head: Head) -> str:
         """Host that the client asked for, seen through trusted proxies."""
+
+    def answer(self, request: Request, response: Response) -> None:
+        """Send the answer now, before its handler is done; see ``Response.answered``."""
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell ``watcher`` how it goes on."""
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Tell it no more."""
 
 
 class Headers(Mapping[str, str]):
@@ -106,6 +155,8 @@ class Head:
     ``timeout`` is how many seconds the client says it waits.
     """
 
+    notes: Any = None
+    """What who serves the application in another form has made of it."""
     authority: str | None = None
     """Host and port of a target in absolute form: they count, not ``Host`` (RFC 9112, 3.2.2)."""
 
@@ -143,7 +194,7 @@ class Head:
         )
         self.plain = http_11 and keep_alive and method != "HEAD" and not self.streams
         self.quick = self.plain and length == 0
-        self.short = self.plain and route.max_in_flight is None
+        self.short = self.plain and route.max_in_flight is None and not route.wrapped
 
     def closing(self) -> Head:
         """Return this head as if the client had asked to close the connection after it."""
@@ -155,6 +206,11 @@ class Head:
     def headers(self) -> Headers:
         """The header fields as a mapping."""
         return Headers(self.raw_headers)
+
+    @cached_property
+    def memo(self) -> dict[object, Any]:
+        """What middleware has found out from these fields alone, for the next request to use."""
+        return {}
 
     @cached_property
     def host(self) -> str:
@@ -192,6 +248,7 @@ class Request:
         "arrived",
         "body",
         "connection",
+        "fields",
         "head",
         "permit",
         "queued",
@@ -202,6 +259,9 @@ class Request:
     """When the server took the request in, in monotonic seconds."""
     rid: bytes
     """The request id as it stands in the answer."""
+    fields: bytes
+    """Header lines, ready made, that its answer will have whatever it is. For middleware: only
+    where there is some is it set, empty at first, and looked at."""
     source: BodySource | None = None
     """What the body comes from that was not there yet."""
 

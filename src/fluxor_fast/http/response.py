@@ -34,6 +34,8 @@ __all__ = [
     "encode_text",
     "encode_value",
     "error_response",
+    "header_line",
+    "status_line",
     "to_response",
 ]
 
@@ -54,11 +56,16 @@ JSON_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:
 TEXT_OK = JSON_OK.replace(JSON.encode(), TEXT.encode())
 
 
+def status_line(status: int) -> bytes:
+    """Return the first line of an answer."""
+    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+
+
 @lru_cache(256)
 def _start(status: int, content_type: str | None) -> bytes:
     """Return the status line and the field ``Content-Type``."""
-    line = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
-    return line if content_type is None else line + _field("Content-Type", content_type)
+    line = status_line(status)
+    return line if content_type is None else line + header_line("Content-Type", content_type)
 
 
 @lru_cache(256)
@@ -67,7 +74,8 @@ def _is_name(name: str) -> bool:
     return _TOKEN.fullmatch(name) is not None and name.lower() not in _OWNED
 
 
-def _field(name: str, value: str) -> bytes:
+def header_line(name: str, value: str) -> bytes:
+    """Return a header field as a line; a ``ValueError`` if no handler may set it (rule 1)."""
     plain = value.isascii() and value.isprintable()  # most are, and this is soon told
     if not _is_name(name) or (not plain and _BAD_VALUE.search(value)):
         raise ValueError(f"not a header that a handler may set: {name!r}: {value!r}")
@@ -89,6 +97,8 @@ class Response:
 
     streams: ClassVar[bool] = False
     """Whether it sends its body itself (see ``streaming.BodySender``)."""
+    answered: ClassVar[bool] = False
+    """Whether, when a handler returns it, it has been given to ``Connection.answer`` already."""
 
     def __init__(
         self,
@@ -129,7 +139,7 @@ class Response:
             return self.head(block, rid, connection)
         start = _start(status, self.content_type)
         for name, value in self.headers.items():
-            start += _field(name, value)
+            start += header_line(name, value)
         if head_only:
             body, length = b"", len(body)
         else:
@@ -152,7 +162,7 @@ class Response:
         """Return status line and header fields; ``lines`` are ready ones of the server's own."""
         start = _start(self.status, self.content_type)
         for name, value in self.headers.items():
-            start += _field(name, value)
+            start += header_line(name, value)
         return b"%b%b%b%b\r\n\r\n" % (start, lines, block, rid)
 
 
@@ -191,6 +201,8 @@ def to_response(value: Any) -> Response:
     ``Response`` as it is; ``(status, value)``; ``None`` is 204; ``str`` is text; ``bytes`` a byte
     stream; dict, list, dataclass, numbers and models become JSON.
     """
+    if type(value) is dict:  # the commonest
+        return Response.json(value)
     if isinstance(value, Response):
         return value
     if value is None:

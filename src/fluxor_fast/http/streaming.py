@@ -63,6 +63,9 @@ class BodyWriter(Protocol):
         """Wait for ``writable``, which ends when the client takes in more: for no longer than the
         write timeout, after which the connection is dropped."""
 
+    def wake(self) -> None:
+        """Have who waits here look again: the client may be gone."""
+
     def keep_alive(self, seconds: float, data: bytes) -> None:
         """From now on send ``data`` as a piece of the body when nothing else was sent for
         ``seconds`` (kept to about a second)."""

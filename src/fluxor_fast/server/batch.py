@@ -53,6 +53,7 @@ from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.routing import Kind, Priority, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
 from fluxor_fast.server.counters import Counters
+from fluxor_fast.server.eager import begin
 from fluxor_fast.server.queueing import WaitingQueue
 from fluxor_fast.server.refusal import Pacer, Refusals
 from fluxor_fast.server.streaming import CLOSE, AnswerWriter, Turns, is_cancelled
@@ -154,6 +155,8 @@ class BatchRunner:
         self._now = 0.0  # when this turn began
         self._scheduled = False
         self._polling = False
+        self._starting = False  # coroutines begin, in the turn
+        self._freed = False  # …and one of them has given its slot back
 
     # what protocols call
 
@@ -183,6 +186,17 @@ class BatchRunner:
     def taken(self, requests: int) -> None:
         """Note that the client has taken in ``requests`` answers whose permits were kept."""
         self.limit.release(requests)
+
+    def answer(self, request: Request, response: Response) -> None:
+        """Answer, though the handler is not done: what it still does keeps its slot.
+
+        :raises ValueError: if the answer cannot be sent; nothing has been then.
+        """
+        if response.streams:
+            self._launch(request, response)
+        else:
+            answer = self._encode(request, response)
+            self._leave(request, response.status, answer, monotonic())
 
     def refuse_connection(self, reason: str) -> bytes:
         """Return the 503 for a connection too many; counted as a request that was refused.
@@ -426,9 +440,13 @@ class BatchRunner:
                         if now >= until:
                             break
                         continue
-                response = to_response(value)
-                status = response.status
-                answer = None if response.streams else self._encode(request, response)
+                if kind is dict and head.plain and keep:
+                    status = 200
+                    answer = encode_json(value, self._block_for(request), rid)
+                else:
+                    response = to_response(value)
+                    status = response.status
+                    answer = None if response.streams else self._encode(request, response)
             except (Exception, asyncio.CancelledError) as error:
                 status, answer = self._failure(request, error)
             if request.permit:
@@ -462,6 +480,7 @@ class BatchRunner:
             granted = self.slots.acquire(wanted, self.thresholds.slots)
             requests = waiting.requests
             take = requests.pop if waiting.standing else requests.popleft
+            self._starting, self._freed = True, False
             while started < granted:  # no more were asked for than really wait
                 request = take()
                 if not request.queued:
@@ -471,6 +490,9 @@ class BatchRunner:
                 started += 1
                 self.counters.accepted += 1
                 self._launch(request)
+            self._starting = False
+            if self._freed and requests:
+                self.schedule()
         waiting.served(started, now)
         self._claimed = self._claims[self._index] = len(waiting)
 
@@ -501,9 +523,10 @@ class BatchRunner:
     else:
 
         def _launch(self, request: Request, response: Response | None = None) -> None:
-            task = asyncio.get_running_loop().create_task(self._serve(request, response))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task = begin(asyncio.get_running_loop(), self._serve(request, response))
+            if not task.done():
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, request: Request, response: Response | None) -> None:
         """Run a coroutine or blocking handler and answer.
@@ -530,6 +553,11 @@ class BatchRunner:
                     if route.kind is not SYNC:
                         value = await value
                 response = to_response(value)
+                if response.answered:
+                    if slot:
+                        self.slots.release(1)
+                    self._served()
+                    return
             status = response.status
             if isinstance(response, BodySender):
                 order = connection.order
@@ -538,7 +566,7 @@ class BatchRunner:
                     self.slots.release(1)
                     self.schedule()
                 writer = AnswerWriter(request, response)
-                answer = await writer.run(self.block, self._connection_line(request))
+                answer = await writer.run(self._block_for(request), self._connection_line(request))
                 began = writer.began
             else:
                 answer = self._encode(request, response)
@@ -556,7 +584,17 @@ class BatchRunner:
             self._abort(request)
         else:
             self._leave(request, status, answer, began or monotonic())
-        self.schedule()  # the slot may serve another; the counters are due
+        self._served()
+
+    def _served(self) -> None:
+        """Have a turn: the slot may serve another, and the counters are due.
+
+        One that has not waited is served while its turn goes on, which sees to that itself.
+        """
+        if self._starting:
+            self._freed = True
+        else:
+            self.schedule()
 
     async def finish(self, seconds: float) -> int:
         """Wait until nothing is in this worker any more; return how many had to be cancelled."""
@@ -592,10 +630,19 @@ class BatchRunner:
             return CLOSE
         return b"" if head.http_11 else b"Connection: keep-alive\r\n"
 
+    def _block_for(self, request: Request) -> bytes:
+        """Return the ready lines for the answer, with what middleware has added."""
+        if not request.head.route.wrapped:
+            return self.block
+        try:
+            return request.fields + self.block
+        except AttributeError:  # it never came to its middleware
+            return self.block
+
     def _encode(self, request: Request, response: Response) -> bytes:
         ends = request.source is not None and request.source.settle()
         return response.encode(
-            self.block,
+            self._block_for(request),
             request.rid,
             connection=CLOSE if ends else self._connection_line(request),
             head_only=request.head.method == "HEAD",

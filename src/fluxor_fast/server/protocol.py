@@ -35,7 +35,8 @@ from math import inf
 from typing import Any, Final, Protocol
 
 from fluxor_fast.errors import HTTPError
-from fluxor_fast.http.request import Head, Request, StreamedRequest
+from fluxor_fast.http.request import BothEnds, Head, Request, StreamedRequest, Watcher
+from fluxor_fast.http.response import Response
 from fluxor_fast.server.addresses import peer_of
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
@@ -43,7 +44,7 @@ from fluxor_fast.server.clients import ClientLimit, Place
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.heads import HeadCache
-from fluxor_fast.server.streaming import CONTINUE, GRACE, AnswerWriter, BodyStream
+from fluxor_fast.server.streaming import CONTINUE, GRACE, BodyStream
 from fluxor_fast.server.sweep import forget_unsent, unsent
 
 __all__ = ["LINGER", "Behind", "HttpProtocol", "Open", "Service", "Timeouts"]
@@ -134,6 +135,7 @@ class HttpProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_body",
+        "_both",
         "_cached",
         "_client",
         "_closing",
@@ -176,6 +178,7 @@ class HttpProtocol(asyncio.Protocol):
         # of the connection
         self.transport: Any = None
         self._peer: str | None = None  # asked for when wanted, or told by a PROXY header
+        self._both: BothEnds | None = None  # asked for when wanted
         self._tls = False  # whether such a header says that the client speaks TLS
         self.closed = False
         self.write_paused = False
@@ -197,7 +200,7 @@ class HttpProtocol(asyncio.Protocol):
         self.current: Request | None = None
         self.order: deque[Request] | None = None
         self._continued = False
-        self.streams: tuple[AnswerWriter | BodyStream, ...] = ()  # what comes or leaves in pieces
+        self.streams: tuple[Watcher, ...] = ()  # what comes or leaves in pieces
         self._body: BodyStream | None = None  # the one among them that is being read
         self.ends = False  # the last answer that is owed ends the connection
         self.since = self._since_write = self._made = self._stopped = service.runner.tick
@@ -350,8 +353,8 @@ class HttpProtocol(asyncio.Protocol):
         owed = self.order or (self.current,)
         if any(request is not None and request.queued for request in owed):
             return False
-        if self._body is not None:
-            self._body.lost()
+        for stream in self.streams:
+            stream.ended()
         self._go_the_long_way()
         if self.current is None:
             self._closing = True  # the request that had begun will never be complete
@@ -776,6 +779,41 @@ class HttpProtocol(asyncio.Protocol):
     def client_certificate(self) -> dict[str, Any] | None:
         """The certificate that the other end has shown and proved, if any."""
         return self.transport.get_extra_info("peercert") or None
+
+    @property
+    def both_ends(self) -> BothEnds:
+        """Who is connected with whom."""
+        both = self._both
+        if both is None:
+            name = self.transport.get_extra_info("peername")
+            known = isinstance(name, tuple) and peer_of(self.transport) == self.peer
+            port = name[1] if known else 0  # that of a proxy's client is not known
+            own = self.transport.get_extra_info("sockname")
+            server = tuple(own[:2]) if isinstance(own, tuple) else (own, None) if own else None
+            both = self._both = BothEnds(
+                (self.peer, port),
+                server,
+                "https" if self._tls or self.tls else "http",
+                self.service.proxies.trusts(self.peer),
+            )
+        return both
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client is gone, or has said that it sends nothing more."""
+        return self.closed or self._eof
+
+    def answer(self, request: Request, response: Response) -> None:
+        """Send the answer now, before its handler is done."""
+        self.runner.answer(request, response)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell ``watcher`` how it goes on."""
+        self.streams += (watcher,)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Tell it no more."""
+        self.streams = tuple(one for one in self.streams if one is not watcher)
 
     def client_of(self, head: Head) -> str:
         """Address of the client, seen through trusted proxies."""

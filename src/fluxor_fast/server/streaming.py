@@ -128,6 +128,10 @@ class BodyStream:
         """Note that the client is gone, or sends nothing more."""
         self.fail(ClientDisconnected)
 
+    def ended(self) -> None:
+        """Note that the client sends nothing more."""
+        self.lost()
+
     def wake(self) -> None:
         """Ask the client for the body if that is wanted and it is the turn."""
         if self._asked and self._expected and not self._late:
@@ -349,6 +353,9 @@ class AnswerWriter:
         """Look again whether to go on: the turn may have come, or the client have read."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def ended(self) -> None:
+        """Go on: who sends nothing more may still read."""
 
     def lost(self) -> None:
         """Note that the client is gone: whatever the body waits for is not wanted any more."""

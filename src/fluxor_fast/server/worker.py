@@ -46,6 +46,7 @@ import uvloop
 from fluxor_fast.app import App
 from fluxor_fast.arbiter.forking import REOPEN, RETIRE
 from fluxor_fast.arbiter.shared import CLIENTS, LOOK_SECONDS, ROUTES, SharedMemory, State, Word
+from fluxor_fast.asgi.serve import AsgiApp, Interface, is_asgi
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import AppImportError, BootError, FluxorError
 from fluxor_fast.middleware.access_log import AccessLog
@@ -81,8 +82,10 @@ PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)  # then one for each route
 CLIENTS_BYTE = CONNECTIONS_BYTE + 1 + ROUTES
 
 
-def load_app(name: str, folder: Path | None = None) -> App:
+def load_app(name: str, folder: Path | None = None, interface: Interface = "auto") -> App:
     """Import the application ``module:attribute``, from the current folder too.
+
+    :param interface: what it is: an ``App``, or an ASGI application, which then is made one.
 
     :raises AppImportError: with one line saying what is missing, or what the import raised.
     """
@@ -102,9 +105,16 @@ def load_app(name: str, folder: Path | None = None) -> App:
     app = getattr(module, attribute, None)
     if app is None:
         raise AppImportError(f"{name}: {module_name} has no {attribute!r}")
-    if not isinstance(app, App):
-        raise AppImportError(f"{name}: {attribute} is a {type(app).__name__}, not an App")
-    return app
+    if interface == "asgi" and callable(app):
+        return AsgiApp(app)
+    if isinstance(app, App) and interface != "asgi":
+        return app
+    if interface == "auto" and is_asgi(app):
+        return AsgiApp(app)
+    wanted = {"app": "an App", "asgi": "an ASGI application"}.get(
+        interface, "an App, nor an ASGI application (--interface asgi, if it is one all the same)"
+    )
+    raise AppImportError(f"{name}: {attribute} is a {type(app).__name__}, not {wanted}")
 
 
 def _place(error: BaseException) -> str:
@@ -165,7 +175,7 @@ def run_worker(
     signal.signal(REOPEN, logs.reopen)  # while the application is loaded, too
     logs.find_requests_in(BatchRunner._execute.__code__)
     try:
-        app = load_app(settings.server.app)
+        app = load_app(settings.server.app, interface=settings.server.interface)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             worker = Worker(settings, memory, index, app, certificates)
             return runner.run(worker.serve(listeners, lifeline))
@@ -458,7 +468,7 @@ class Worker:
             runner.counters.publish_latencies()
 
     def _sweep(self, service: Service) -> None:
-        """Do what is due about once a second, but for the connections: date, tick, histogram."""
+        """Do what is due about once a second, but for the connections: date, tick, figures."""
         runner = service.runner
         now = time.time()
         # time in which this loop stood still was not the clients'
@@ -467,6 +477,7 @@ class Worker:
         self._second = second
         runner.block = f"Date: {formatdate(now, usegmt=True)}\r\nX-Request-ID: ".encode()
         runner.counters.publish_latencies()
+        logs.follow(self.memory.level[0])
 
     async def _keep_sweeping(self, service: Service) -> None:
         while True:

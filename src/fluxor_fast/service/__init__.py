@@ -5,7 +5,7 @@
 
 from fluxor_fast import __version__, openapi
 from fluxor_fast.app import App
-from fluxor_fast.service import accounts, runtime, status, users
+from fluxor_fast.service import accounts, chain, runtime, status, users
 
 __all__ = ["app", "build"]
 
@@ -13,6 +13,7 @@ __all__ = ["app", "build"]
 def build() -> App:
     """Return a new application with every route and hook of the service."""
     made = App(title="fluxor-fast reference service", version=__version__)
+    chain.install(made)
     runtime.install(made)
     status.add_routes(made)
     accounts.add_routes(made)

@@ -1,0 +1,173 @@
+"""What each middleware costs a request, in this process, over a bare route.
+
+    python bench/middleware.py [NAME …] [--rounds 300] [--json]
+
+A small JSON answer to a keep-alive GET whose head is known, 16 connections, through the protocol
+and the batch (as ``short_16`` of ``bench/steps.py``); bare and wrapped take turns, in slices so
+short that some are not disturbed. Figures are the difference of the least times in µs per request,
+and in multiples of ``steps.reference``, steadier on a machine that changes its speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.steps import DOCUMENT, _timed, reference
+from fluxor_fast import App, Request
+from fluxor_fast.app import Middleware
+from fluxor_fast.http.response import Response
+from fluxor_fast.middleware.body_limit import BodyLimit
+from fluxor_fast.middleware.compression import Compression
+from fluxor_fast.middleware.cors import CORS
+from fluxor_fast.middleware.etag import ETag
+from fluxor_fast.middleware.recovery import Recovery
+from fluxor_fast.middleware.security_headers import SecurityHeaders
+from fluxor_fast.middleware.timeout import Timeout
+from fluxor_fast.middleware.trusted_hosts import TrustedHosts
+from tests.test_batch import Bench, HandLoop, Silent
+
+__all__ = ["CASES", "measure"]
+
+ORIGIN = b"Origin: https://app.example.com\r\n"
+GZIP = b"Accept-Encoding: gzip, deflate, br, zstd\r\n"
+SLICE = 500
+"""Microseconds."""
+LARGE = {"items": [{"id": n, "name": f"name {n}", "active": True} for n in range(100)]}
+
+
+def _cors() -> CORS:
+    return CORS(["https://*.example.com"], credentials=True)
+
+
+def _chain() -> list[Middleware]:
+    return [Recovery(), _cors(), SecurityHeaders(), Compression()]
+
+
+def _identity(call_next: Any, route: Any) -> Any:
+    """What any middleware costs that is no ``Layer``: the value becomes a ``Response``."""
+    return lambda request: call_next(request)
+
+
+Case = tuple[Sequence[Middleware], bytes, dict[str, Any]]
+
+CASES: dict[str, Callable[[], Case]] = {
+    "response": lambda: ([_identity], b"", DOCUMENT),
+    "recovery": lambda: ([Recovery()], b"", DOCUMENT),
+    "security": lambda: ([SecurityHeaders()], b"", DOCUMENT),
+    "cors": lambda: ([_cors()], ORIGIN, DOCUMENT),
+    "cors_no_origin": lambda: ([_cors()], b"", DOCUMENT),
+    "compression": lambda: ([Compression()], b"", DOCUMENT),
+    "compression_small": lambda: ([Compression()], GZIP, DOCUMENT),
+    "gzip_4k": lambda: ([Compression(codings=["gzip"])], GZIP, LARGE),
+    "brotli_4k": lambda: ([Compression(codings=["br"])], GZIP, LARGE),
+    "zstd_4k": lambda: ([Compression(codings=["zstd"])], GZIP, LARGE),
+    "etag": lambda: ([ETag()], b"", DOCUMENT),
+    "hosts": lambda: ([TrustedHosts(["127.0.0.1"])], b"", DOCUMENT),
+    "body_limit": lambda: ([BodyLimit(1000)], b"", DOCUMENT),
+    "chain": lambda: (_chain(), ORIGIN, DOCUMENT),
+    "chain_gzip": lambda: (_chain(), ORIGIN + GZIP, DOCUMENT),
+}
+
+
+def _batch(middleware: Sequence[Middleware], lines: bytes, document: dict[str, Any]) -> Any:
+    """Return a function that serves 16 requests, as ``steps._batch``."""
+    app = App()
+    for one in middleware:
+        app.add_middleware(one)
+
+    @app.get("/")
+    def home(request: Request) -> dict[str, Any]:
+        return {**document, "timestamp": 0}
+
+    bench = Bench(app, HandLoop())
+    bench.runner.block = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
+    protocols = [bench.connect(Silent) for _ in range(16)]
+    head = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n" + lines + b"\r\n"
+
+    def serve() -> None:
+        for protocol in protocols:
+            protocol.data_received(head)
+        while bench.runner.busy:
+            bench.loop.turn()
+
+    protocols[0].data_received(head)  # the head is known from now on
+    bench.loop.run()
+    return serve
+
+
+def _paired(bare: Any, wrapped: Any, requests: int, rounds: int) -> tuple[float, float]:
+    """Return the difference of the least times in µs per request, and over the reference's."""
+    for _ in range(200):
+        bare(), wrapped(), reference()
+    times = max(1, int(SLICE / _timed(bare, 20)))
+    several = max(1, int(SLICE / _timed(reference, 100)))
+    base = without = with_it = float("inf")
+    for _ in range(rounds):
+        base = min(base, _timed(reference, several))
+        without = min(without, _timed(bare, times) / requests)
+        with_it = min(with_it, _timed(wrapped, times) / requests)
+    return with_it - without, (with_it - without) / base
+
+
+def measure(name: str, rounds: int) -> tuple[float, float]:
+    """Return what ``name`` adds to a request: µs, and multiples of the reference."""
+    if name == "timeout":
+        return _timeout(rounds)
+    middleware, lines, document = CASES[name]()
+    return _paired(_batch([], lines, document), _batch(middleware, lines, document), 16, rounds)
+
+
+def _timeout(rounds: int) -> tuple[float, float]:
+    """The timeout's coroutine beside the handler's own: it is for those alone."""
+    app = App()
+
+    @app.get("/")
+    async def home(request: Request) -> Response:
+        return Response()
+
+    (route,) = app.routes
+    wrapped = Timeout(10)(route.handler, route)
+    loop = uvloop.new_event_loop()
+
+    def serve(call: Any) -> Callable[[], None]:
+        async def several() -> None:
+            for _ in range(100):
+                await call(None)
+
+        return lambda: loop.run_until_complete(several())
+
+    try:
+        return _paired(serve(route.handler), serve(wrapped), 100, rounds)
+    finally:
+        loop.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    if not options.json:
+        print("| middleware | µs per request | × reference |\n|---|--:|--:|")
+    found: dict[str, dict[str, float]] = {}
+    for name in options.names or [*CASES, "timeout"]:
+        us, ratio = measure(name, options.rounds)
+        found[name] = {"us": us, "ratio": ratio}
+        if not options.json:
+            print(f"| {name} | {us:.2f} | {ratio:.2f} |", flush=True)
+    if options.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""How middleware is put around handlers: once for each route, at start.
+
+Middleware is a function ``(call_next, route) -> call``. ``call_next(request)`` gives a ``Response``
+(an awaitable of one on async routes). A ``Layer`` is middleware that takes what a handler returned
+as it is, so that a dict stays one for as long as nobody needs its bytes.
+
+Rules kept here:
+
+1. The first one added is the outermost; the application's are around a group's, a group's around
+   a route's own.
+2. Of several layers of one class that is ``once`` only the innermost counts: what is said of the
+   route itself takes the place of what is said of all.
+3. What middleware adds to *every* answer of a route are ready-made header lines in
+   ``Request.fields``: set before the handler is called, they are in its answer whatever that is,
+   an error too.
+4. The application's middleware is also around the answers for paths and methods that there are
+   not (404, 405, OPTIONS). A layer of a route that is ``on_path`` is around the latter two of its
+   path: a preflight is an OPTIONS.
+5. A route without middleware, or whose middleware all declined, pays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from fluxor_fast.http.request import Request
+from fluxor_fast.http.response import to_response
+from fluxor_fast.routing import Call, Kind, Route, parameters_of
+
+__all__ = ["Layer", "Middleware", "compose"]
+
+Middleware = Callable[[Call, Route], Call]
+
+
+class Layer:
+    """Middleware as two functions, whatever the kind of the route.
+
+    ``begin`` is called before the handler and may answer in its place; ``finish`` takes what the
+    handler returned, a ``Response`` or anything that becomes one. What is raised passes through.
+    On a blocking route both run in its thread.
+    """
+
+    once: ClassVar[bool] = False
+    """Whether one further inside takes its place (rule 2)."""
+    on_path: ClassVar[bool] = False
+    """Whether it also belongs around what the route's path answers to other methods (rule 4)."""
+
+    def check(self, kind: Kind, path: str) -> None:
+        """Raise a ``RouteError`` if this was asked for on a route where it can do nothing."""
+
+    def begin(self, request: Request) -> Any:
+        """Return an answer, or None to go on."""
+
+    def finish(self, request: Request, value: Any) -> Any:
+        """Return what is answered, given what was returned."""
+        return value
+
+    def __call__(self, call_next: Call, route: Route) -> Call:
+        """Put this layer around ``call_next``."""
+        begins = type(self).begin is not Layer.begin
+        finishes = type(self).finish is not Layer.finish
+        begin, finish = self.begin, self.finish
+        if route.kind is Kind.ASYNC:
+
+            async def layered_async(request: Request) -> Any:
+                if begins:
+                    early = begin(request)
+                    if early is not None:
+                        return early
+                value = await call_next(request)
+                return finish(request, value) if finishes else value
+
+            return layered_async
+        if begins and finishes:
+
+            def layered(request: Request) -> Any:
+                early = begin(request)
+                return finish(request, call_next(request)) if early is None else early
+
+        elif begins:
+
+            def layered(request: Request) -> Any:
+                early = begin(request)
+                return call_next(request) if early is None else early
+
+        else:
+
+            def layered(request: Request) -> Any:
+                return finish(request, call_next(request))
+
+        return layered
+
+
+def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = True) -> None:
+    """Set ``route.call`` to its handler with ``chain`` around it, the outermost first.
+
+    :param registered: whether it takes the path's parameters; the router's own answers do not.
+    """
+    bare = current = _bind(route) if registered else route.handler
+    seen: set[type] = set()
+    raw = True  # whether ``current`` gives what the handler returned
+    for middleware in reversed(chain):
+        if isinstance(middleware, Layer):
+            if not (middleware.once and type(middleware) in seen):
+                seen.add(type(middleware))
+                current = middleware(current, route)
+            continue
+        inner = _normalised(current, route.kind) if raw else current
+        wrapped = middleware(inner, route)
+        if wrapped is not inner:
+            current, raw = wrapped, False
+    route.wrapped = current is not bare
+    route.call = _prepared(current) if route.wrapped else bare
+
+
+def _bind(route: Route) -> Call:
+    """Return ``route.handler`` as a function of the request alone."""
+    handler = route.handler
+    if not parameters_of(route.path):
+        return handler
+    return lambda request: handler(request, **request.head.params)
+
+
+def _prepared(call: Call) -> Call:
+    """Return ``call`` on a request to whose answer nothing is added yet."""
+
+    def prepared(request: Request) -> Any:
+        request.fields = b""
+        return call(request)
+
+    return prepared
+
+
+def _normalised(call: Call, kind: Kind) -> Call:
+    """Return ``call`` with its value made a ``Response``, for middleware to work on."""
+    if kind is Kind.ASYNC:
+
+        async def respond_async(request: Request) -> Any:
+            return to_response(await call(request))
+
+        return respond_async
+    return lambda request: to_response(call(request))
