@@ -19,14 +19,15 @@ from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.config import Settings
 from fluxor_fast.server import worker as worker_module
+from fluxor_fast.server.answering import GRACE
+from fluxor_fast.server.common import Timeouts
 from fluxor_fast.server.framing import Reader
 from fluxor_fast.server.heads import HeadCache, Limits
-from fluxor_fast.server.protocol import BURST, GRACE, HttpProtocol, Timeouts
-from fluxor_fast.server.sweep import unsent
+from fluxor_fast.server.protocol import BURST, HttpProtocol
 from fluxor_fast.server.worker import Worker
+from tests.support.gates import BIG, make_app, statuses
 from tests.support.inprocess import Client, Server, head, in_loop, post, serving, turns, until
-from tests.test_batch import Bench, HandLoop, Silent
-from tests.test_protocol import BIG, make_app, statuses
+from tests.support.turns import Bench, HandLoop, Silent
 
 CHUNKED = "Transfer-Encoding: chunked"
 RATES = Timeouts(head=10, body=30, keep_alive=75, write=30, body_rate=256, write_rate=256)
@@ -271,14 +272,14 @@ async def slow_reader(server: Server) -> tuple[Client, HttpProtocol]:
 
 async def read(client: Client, protocol: HttpProtocol, count: int) -> None:
     """Read ``count`` bytes, and wait until the server can know."""
-    before = unsent(protocol.transport)
+    before = protocol.unsent()
     got = 0
     while got < count:
         try:
             got += len(client.sock.recv(count - got))
         except BlockingIOError:
             await asyncio.sleep(0.001)
-    await until(lambda: unsent(protocol.transport) <= before - count // 2, "it is acknowledged")
+    await until(lambda: protocol.unsent() <= before - count // 2, "it is acknowledged")
 
 
 @in_loop
@@ -565,7 +566,7 @@ async def test_bodies_behind_one_request_are_not_all_taken_in() -> None:
         await client.send(head("/wait/a"))
         await until(lambda: gates.entered, "it runs")
         sending = asyncio.ensure_future(client.send(post("/echo", b"x" * 100_000) * 31))
-        await until(lambda: protocol._paused, "no more is read")
+        await until(lambda: protocol.paused, "no more is read")
         await turns()
         assert protocol.order is not None
         assert sum(len(one.body) for one in protocol.order) == 200_000  # the limit, and one more
@@ -593,7 +594,7 @@ async def test_what_a_client_can_make_a_connection_hold_is_below_the_bound_that_
         tracemalloc.start()
         try:
             sending = asyncio.ensure_future(client.send(flood))
-            await until(lambda: protocol._paused, "no more is read")
+            await until(lambda: protocol.paused, "no more is read")
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -8,14 +8,11 @@ milliseconds the loop goes round once, and the sweep goes on where it was.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import struct
-import termios
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["sweep", "unsent"]
+__all__ = ["sweep"]
 
 
 class Swept(Protocol):
@@ -41,21 +38,3 @@ async def sweep(
         if clock() >= until:
             await asyncio.sleep(0)
             until = clock() + seconds
-
-
-def unsent(transport: Any) -> int:
-    """Return how many bytes written to ``transport`` the client has not taken in.
-
-    That is what waits in the process and what waits in the kernel (``SIOCOUTQ``, tcp(7)): the
-    kernel lets us write on only when a third of its buffer is free, so for a slow client the
-    first alone may stand still for a minute.
-    """
-    waiting = int(transport.get_write_buffer_size())
-    socket = transport.get_extra_info("socket")
-    if socket is not None:
-        try:
-            raw = fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4))
-        except (OSError, ValueError):  # closed, or of a kind that cannot tell
-            return waiting
-        waiting += struct.unpack("i", raw)[0]
-    return waiting
