@@ -8,7 +8,7 @@ FLAGS  ?=
 CONTRACT ?= long
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types imports check tls attack prove reloads contract fuzz bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
+.PHONY: help serve test lint types imports check tls attack prove reloads chaos contract fuzz bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ prove: $(VENV)/.test ## the long proofs of admission: 1,000 SIGKILLs, 10 million
 
 reloads: $(VENV)/.test $(VENV)/.load ## 100 reloads and 3 upgrades under wrk, k6 and a strict client (a minute, needs wrk)
 	PROVE=long $(BIN)/python -m pytest tests/process/test_rolling_load.py -s --timeout=900 $(FLAGS)
+
+chaos: $(VENV)/.test ## faults under load for SECONDS=900; KILLS=1000: as many SIGKILLs of workers (8 minutes)
+	$(BIN)/python -m tests.faults.chaos.run --seconds $(or $(SECONDS),900) $(if $(KILLS),--kills $(KILLS)) $(FLAGS)
 
 contract: $(VENV)/.contract ## schemathesis against the service and its /openapi.json (2 minutes; CONTRACT=short: 20 s)
 	CONTRACT=$(CONTRACT) $(BIN)/python -m pytest tests/contract -s $(FLAGS)

@@ -1,6 +1,6 @@
 """What each middleware costs a request, in this process, over a bare route.
 
-    python bench/middleware.py [NAME …] [--rounds 100] [--json]
+    python bench/middleware.py [NAME …] [--rounds 300] [--json]
 
 A small JSON answer to a keep-alive GET whose head is known, 16 connections, through the protocol
 and the batch (as ``short_16`` of ``bench/steps.py``); bare and wrapped take turns, in slices so
@@ -39,7 +39,7 @@ __all__ = ["CASES", "measure"]
 
 ORIGIN = b"Origin: https://app.example.com\r\n"
 GZIP = b"Accept-Encoding: gzip, deflate, br, zstd\r\n"
-SLICE = 2000
+SLICE = 500
 """Microseconds."""
 LARGE = {"items": [{"id": n, "name": f"name {n}", "active": True} for n in range(100)]}
 
@@ -154,17 +154,19 @@ def _timeout(rounds: int) -> tuple[float, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    names = options.names or [*CASES, "timeout"]
-    found = {name: measure(name, options.rounds) for name in names}
+    if not options.json:
+        print("| middleware | µs per request | × reference |\n|---|--:|--:|")
+    found: dict[str, dict[str, float]] = {}
+    for name in options.names or [*CASES, "timeout"]:
+        us, ratio = measure(name, options.rounds)
+        found[name] = {"us": us, "ratio": ratio}
+        if not options.json:
+            print(f"| {name} | {us:.2f} | {ratio:.2f} |", flush=True)
     if options.json:
-        print(json.dumps({name: {"us": us, "ratio": ratio} for name, (us, ratio) in found.items()}))
-        return
-    print("| middleware | µs per request | × reference |\n|---|---|---|")
-    for name, (us, ratio) in found.items():
-        print(f"| {name} | {us:.2f} | {ratio:.2f} |")
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

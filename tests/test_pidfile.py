@@ -64,3 +64,40 @@ def test_a_place_that_cannot_be_had_is_named(tmp_path: Path) -> None:
         with pytest.raises(ListenError, match=words):
             PidFile(tmp_path / name)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_who_adopts_it_has_the_same_lock_and_is_told_by_it_from_take_on(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    before = PidFile(path)
+    told_before = path.read_text()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        after = PidFile.adopt(before.fileno())
+        told = path.read_text()
+        after.take()
+        os.write(writing, b"1" if told == told_before else b"0")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 1) == b"1"
+    assert path.read_text() == f"{child}\n"
+    with pytest.raises(ListenError, match=rf"another instance runs \(pid {child}\)"):
+        PidFile(path)
+    before.remove()
+    assert path.exists()  # it is the other's to remove
+    for fd in (reading, writing):
+        os.close(fd)
+
+
+def test_who_adopts_it_and_never_takes_it_leaves_it(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    before = PidFile(path)
+    child = os.fork()
+    if not child:
+        PidFile.adopt(before.fileno()).remove()
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(ListenError, match=rf"another instance runs \(pid {os.getpid()}\)"):
+        PidFile(path)
+    before.remove()
+    assert not path.exists()

@@ -107,6 +107,23 @@ def test_its_listener_is_set_aside_unless_an_upgraded_arbiter_serves_there(
     assert scene.listening() == [True, not alone]
 
 
+def test_a_listener_that_was_set_aside_time_and_again_takes_connections_when_it_listens(
+    scene: Scene,
+) -> None:
+    for _ in range(OPENS_AFTER + 2):
+        scene.lose(1, 0.0)
+    other, listener = scene.replacing.listeners
+    other.close()
+    listener.listen()
+    listener.setblocking(True)
+    with socket.create_connection(listener.getsockname(), 5) as client:
+        client.sendall(b"x")
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(5)
+            assert accepted.recv(1) == b"x"
+
+
 def test_a_seat_that_is_no_more_is_forgotten(scene: Scene) -> None:
     for _ in range(OPENS_AFTER):
         scene.lose(1, 0.0)

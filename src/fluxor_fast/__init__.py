@@ -11,8 +11,7 @@ from fluxor_fast.http.request import Head, Headers, Request
 from fluxor_fast.http.response import Response
 from fluxor_fast.http.streaming import BodySender, BodyWriter, StreamingResponse
 from fluxor_fast.routing import Kind, Priority, Route
-
-__version__ = "0.1.0"
+from fluxor_fast.version import __version__
 
 __all__ = [
     "App",

@@ -1,4 +1,4 @@
-"""The command line: ``fluxor-fast serve | check | routes | systemd-unit``.
+"""The command line: ``fluxor-fast serve | check | routes | systemd-unit | ctl``.
 
 Options are made from the settings' own definitions (``config.knobs``), so that flag, key and
 variable can never drift apart. Exit codes: 0 after a clean stop, 2 for settings or usage, 3 for
@@ -37,6 +37,7 @@ from fluxor_fast.arbiter.systemd import Notifier, inherited, served
 from fluxor_fast.arbiter.unit import Place, unit
 from fluxor_fast.arbiter.upgrade import Inherited
 from fluxor_fast.config import Settings, knobs, load, masked, secrets_of
+from fluxor_fast.ctl import ctl
 from fluxor_fast.errors import ConfigError, FluxorError
 from fluxor_fast.observability.logs import configure
 from fluxor_fast.openapi import document
@@ -301,6 +302,9 @@ def _announce(settings: Settings, place: str) -> None:
         f"  stop: Ctrl-C",
         err=True,
     )
+
+
+cli.add_command(ctl)
 
 
 def main() -> None:

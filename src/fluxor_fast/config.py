@@ -153,6 +153,8 @@ class ServerSettings(_Section):
     pid_file: Path | None = _knob(
         None, "file with the pid, locked: one instance; none, by the port"
     )
+    control: Path | None = _knob(None, "Unix socket for fluxor-fast ctl; none, as signals do too")
+    control_mode: Mode = _knob("600", "its permissions; only our own user and root may connect")
     backlog: Count = _knob(2048, "connections the kernel holds until accepted; for bursts")
     threads: Few = _knob(8, "blocking handlers at once, per worker; they share an interpreter")
     header_timeout: Seconds = _knob(10.0, "seconds for a whole head; trickled bytes hold a place")

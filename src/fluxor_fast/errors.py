@@ -7,6 +7,8 @@
     ├── BootError          a worker could not start               exit code 3
     │   └── AppImportError the application could not be imported  exit code 4
     ├── ListenError        the address cannot be listened on      exit code 5
+    ├── ControlError       a running instance refused, or failed to do something
+    │   └── NoInstanceError  there is none to be asked       exit code 5
     ├── RouteError         a route that cannot be registered
     └── HTTPError          an answer in the form of an exception
         ├── ClientDisconnected  400, the client went away before all was said
@@ -27,10 +29,12 @@ __all__ = [
     "BootError",
     "ClientDisconnected",
     "ConfigError",
+    "ControlError",
     "DatabaseBusy",
     "FluxorError",
     "HTTPError",
     "ListenError",
+    "NoInstanceError",
     "RouteError",
 ]
 
@@ -67,6 +71,27 @@ class ListenError(FluxorError):
     """The address is taken, not ours, or not to be had; or another instance has the pid file."""
 
     exit_code = 5
+
+
+class ControlError(FluxorError):
+    """A running instance refused a command, or failed to do it.
+
+    :param document: what it said, with ``error``, ``message`` and ``code``.
+    """
+
+    def __init__(self, message: str, document: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.document = document or {"error": "failed", "message": message, "code": "FAILED"}
+
+
+class NoInstanceError(ControlError):
+    """There is no instance to be asked."""
+
+    exit_code = 5
+
+    def __init__(self, message: str) -> None:
+        document = {"error": "no_instance", "message": message, "code": "NO_INSTANCE"}
+        super().__init__(message, document)
 
 
 class RouteError(FluxorError):

@@ -44,7 +44,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -53,6 +52,8 @@ from math import inf
 from random import Random
 
 from fluxor_fast.arbiter.adapting import Adapting
+from fluxor_fast.arbiter.commands import Commands, Condition
+from fluxor_fast.arbiter.control import Control
 from fluxor_fast.arbiter.crew import MARGIN, Crew, Version, Worker
 from fluxor_fast.arbiter.endings import OutOfMemoryKills, ending
 from fluxor_fast.arbiter.orphans import reap_orphans
@@ -76,7 +77,7 @@ from fluxor_fast.arbiter.vacancies import Vacancies
 from fluxor_fast.arbiter.watching import watch
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import BootError
-from fluxor_fast.observability.logs import reopen
+from fluxor_fast.observability.logs import follow, reopen
 
 __all__ = ["Arbiter", "Version"]
 
@@ -122,6 +123,8 @@ class Arbiter:
         self._vacancies = Vacancies(self._crew, self._replacing)
         self._recycling = Recycling(self._crew, self._replacing)
         self._out_of_memory = OutOfMemoryKills()
+        self._control = Control(Commands(self, self._crew, self._replacing, self._memory))
+        self._crew.apart.append(self._control.close_copies)
         self._pid_file: PidFile | None = None
         self._socket_file: SocketFile | None = None
         self._successor: Successor | None = None
@@ -134,7 +137,7 @@ class Arbiter:
         self._exit_code = 0
         self._boot_code: int | None = None
         scale = self.scale
-        self._actions: dict[int, tuple[str, Callable[[], None]]] = {
+        self._actions: dict[int, tuple[str, Callable[[], object]]] = {
             signal.SIGTERM: ("stopping", self.stop),
             signal.SIGINT: ("stopping", self._interrupted),
             signal.SIGQUIT: ("stopping at once", self.end),
@@ -178,7 +181,7 @@ class Arbiter:
         try:
             while self._crew.workers or self._vacancies.due:
                 self._look_after(place)
-                select.select([wake_in], [], [], self._pause())
+                self._control.wait(wake_in, self._pause())
                 try:
                     for number in os.read(wake_in, 512):
                         self._on_signal(number)
@@ -190,6 +193,7 @@ class Arbiter:
             signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self._control.close(self._finish())
             for fd in (*wake, *self._crew.lifeline):
                 os.close(fd)
             self._close_listeners()
@@ -216,6 +220,11 @@ class Arbiter:
         else:
             count = 1 if self._replacing.common else self._replacing.seats
             self._listeners += bind_listeners(server.host, server.port, count)
+        mode = int(server.control_mode, 8)
+        if self._inherited is not None and self._inherited.control is not None:
+            self._control.adopt(self._inherited.control, mode)
+        elif server.control is not None:
+            self._control.listen(server.control, mode)
 
     # what signals ask for
 
@@ -266,11 +275,14 @@ class Arbiter:
         reopen()
         self._crew.reopen_logs()
 
-    def upgrade(self) -> None:
-        """Start a new arbiter on the same sockets; leave when it is ready."""
+    def upgrade(self) -> str:
+        """Start a new arbiter on the same sockets; leave when it is ready.
+
+        Return why that cannot be, if it cannot.
+        """
         if reason := self._cannot_upgrade():
             log.error("no upgrade: %s", reason)
-            return
+            return reason
         try:
             self._successor = Successor(
                 self._memory,
@@ -279,11 +291,13 @@ class Arbiter:
                 self._folder,
                 self._notifier.environment(),
                 None if self._pid_file is None else self._pid_file.fileno(),
+                self._control.fileno(),
             )
         except OSError as error:
             log.error("no upgrade: %s", error.strerror)
-            return
+            return error.strerror or str(error)
         log.info("upgrade: arbiter %d is starting", self._successor.pid)
+        return ""
 
     def _cannot_upgrade(self) -> str:
         if self._stopping or not self._serving:
@@ -303,7 +317,11 @@ class Arbiter:
     def _back_out(self) -> None:
         """End a new arbiter that is not ready: it is the whole instance that stops."""
         successor = self._successor
-        if successor is not None and not successor.look():
+        if successor is None or self._stopping:
+            return
+        if successor.look():  # it has just become ready: only this one stops
+            self._hand_over(successor)
+        else:
             os.kill(successor.pid, signal.SIGTERM)  # not reaped yet
 
     def _stop(self, seconds: float, *, delay: float = 0.0, gently: bool = False) -> None:
@@ -385,6 +403,7 @@ class Arbiter:
             self._close_at = inf
             self._close_listeners()
         self._crew.end_overdue(now)
+        follow(self._memory.level[0])
         if self._stopping:
             return
         if now - self._refreshed >= REFRESH:
@@ -433,8 +452,20 @@ class Arbiter:
                 if self._pid_file is not None:
                     self._pid_file.take()
                 self._inherited.say_ready()
-                uds = self._settings.server.uds
-                self._socket_file = None if uds is None else SocketFile(uds)
+                server = self._settings.server
+                self._socket_file = None if server.uds is None else SocketFile(server.uds)
+                if server.control is not None:
+                    self._control.take(server.control)
+
+    def condition(self) -> Condition:
+        """Return how the instance is, for who asks at the control socket."""
+        successor, old = self._successor, self._inherited
+        return Condition(
+            "draining" if self._stopping else "serving" if self._serving else "starting",
+            self._status(),
+            None if successor is None else (successor.pid, successor.look()),
+            None if old is None else old.pid,
+        )
 
     def _status(self) -> str:
         """Return one line for ``systemctl status``."""
@@ -448,8 +479,7 @@ class Arbiter:
         """Leave to the new arbiter what this one has, and drain."""
         log.info("upgrade: arbiter %d is ready; this one leaves", successor.pid)
         self._socket_file = None
-        if self._pid_file is not None:
-            self._pid_file.hand_over()
+        self._control.hand_over()
         self._notifier.succeeded(successor.pid)
         self._notifier = Notifier()  # the other one speaks now
         self._stop(self._settings.server.graceful_timeout + MARGIN, gently=True)

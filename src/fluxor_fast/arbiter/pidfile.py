@@ -8,7 +8,7 @@ Rules:
    killed arbiter, to answer what they have, do not keep a new one from starting.
 3. An upgraded arbiter has the descriptor, and so the very same lock: there is no moment without
    one. The file tells its process id from when it is ready; until then, and for ever if it never
-   is, the old one's.
+   is, the old one's. Whose id is in it is to remove it.
 4. The file is removed at the stop, while it is still locked. Who has opened it in between holds
    the lock of a file without a name, sees that, and tries again.
 """
@@ -44,7 +44,6 @@ class PidFile:
         file = cls.__new__(cls)
         file._path = Path(f"/proc/self/fd/{fd}").readlink()
         file._fd = fd
-        file._ours = False
         return file
 
     def take(self) -> None:
@@ -54,14 +53,13 @@ class PidFile:
         """
         try:
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+            os.pwrite(self._fd, self._own(), 0)
         except OSError as error:
             raise ListenError(f"pid file {self._path}: {error.strerror or error}") from error
-        self._ours = True
 
-    def hand_over(self) -> None:
-        """Leave the file to whoever has adopted it."""
-        self._ours = False
+    @staticmethod
+    def _own() -> bytes:
+        return b"%d\n" % os.getpid()
 
     def fileno(self) -> int:
         """Return the descriptor that holds the lock."""
@@ -93,7 +91,7 @@ class PidFile:
         os.close(self._fd)
 
     def remove(self) -> None:
-        """Remove the file if it is ours, unless it is another one by now; let go of the lock."""
-        if self._ours and self._is_at_path(self._fd):
+        """Remove the file if our id is in it, and it is the same still; let go of the lock."""
+        if os.pread(self._fd, 32, 0) == self._own() and self._is_at_path(self._fd):
             self._path.unlink()
         os.close(self._fd)

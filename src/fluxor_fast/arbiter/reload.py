@@ -18,6 +18,8 @@ FIXED: Final = (
     "server.uds",
     "server.uds_mode",
     "server.fd",
+    "server.control",
+    "server.control_mode",
     "server.listener",
     "server.proxy_protocol",
     "server.pid_file",

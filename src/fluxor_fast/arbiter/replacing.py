@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fluxor_fast.arbiter.crew import Crew, Version
+from fluxor_fast.arbiter.orders import Orders
 from fluxor_fast.arbiter.roll import Listeners, Roll, plan, share
 from fluxor_fast.arbiter.shared import State
 from fluxor_fast.arbiter.sockets import another, provide_descriptors
@@ -39,7 +40,8 @@ class Replacing:
         self.seats = self.wanted = min(version.settings.server.worker_count, most)
         self.roll: Roll | None = None
         self.listeners: list[socket.socket] = []
-        self._most = most
+        self.orders = Orders()
+        self.most = most
         self._read = read
         self._folder = folder
         self._next = version
@@ -64,12 +66,14 @@ class Replacing:
     def reload(self) -> None:
         """Have every worker replaced by one of the version that is there now."""
         self._reload = True
+        self.orders.ask()
 
     def scale(self, workers: int) -> None:
         """Have so many workers, as far as that is allowed."""
-        self.wanted = min(max(workers, 1), self._most)
+        self.orders.ask()
+        self.wanted = min(max(workers, 1), self.most)
         if self.wanted != workers:
-            log.warning("%d workers are not to be had, 1 to %d are", workers, self._most)
+            log.warning("%d workers are not to be had, 1 to %d are", workers, self.most)
 
     def recycle(self, seat: int) -> None:
         """Have the worker of a seat replaced by another one of the same version.
@@ -86,6 +90,8 @@ class Replacing:
             self._begin(crew)
         if self.roll is not None:
             self._advance(self.roll, crew)
+        if self.orders.open and not self.busy:  # as many workers as there are
+            self.orders.settle(everything=True)
         return self.version is not before
 
     def _begin(self, crew: Crew) -> None:
@@ -99,12 +105,14 @@ class Replacing:
                 if workers != self.version.settings.server.worker_count:
                     self.scale(workers)
                 provide_descriptors(self._next.settings.server.capacity.max_connections)
+            self.orders.take()
             while not self.common and len(self.listeners) < self.wanted:
                 self.listeners.append(another(self.listeners[0]))
         except (FluxorError, OSError) as error:
             problems = "; ".join(str(error).splitlines())
             log.error("%s; settings and workers stay as they are", problems)
             self.wanted = self.seats
+            self.orders.settle(problems, everything=True)
             return
         now, before, self.seats = crew.occupied(), self.seats, self.wanted
         wanted = [self.share(seat) for seat in range(self.seats)]
@@ -131,6 +139,7 @@ class Replacing:
         if any(one.leaving and crew.state(at) == State.READY for at, one in crew.workers.items()):
             return  # it still accepts
         self.version, self.roll = self._next, None
+        self.orders.settle()
         log.info("%s: done, %d workers serve", roll.what, self.seats)
 
     def _retire(self, crew: Crew, seats: list[int], but: int | None = None) -> None:
@@ -144,6 +153,11 @@ class Replacing:
         assert roll is not None
         stay = len(crew.occupied()) - roll.done
         self.seats = self.wanted = max(roll.before, len(crew.occupied()))
+        self.orders.settle(
+            f"{roll.what}: stopped; {stay} workers stay as they are, {roll.done} new ones were"
+            " ready before; the log tells why",
+            everything=not self._reload,
+        )
         log.error(
             "%s: stopped; %d workers stay as they are, %d new ones were ready before; who has to be"
             " replaced from now on gets the old settings, and the application as it is then",
@@ -157,3 +171,4 @@ class Replacing:
         self.roll = None
         self._reload = False
         self.wanted = self.seats
+        self.orders.settle("the instance stops", everything=True)

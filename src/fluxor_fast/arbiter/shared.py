@@ -10,7 +10,8 @@ an aligned 8-byte store is seen whole or not at all (``struct.pack_into`` gives 
 Layout, in words::
 
     header   magic, layout version, worker indexes, fold sequence, start (epoch seconds),
-             limit (what normal requests are refused at; 0: the static one), key (2 words)
+             limit (what normal requests are refused at; 0: the static one), key (2 words),
+             level (least level logged; 0: that of the settings), 7 spare words
     permits      one word per worker index   requests in the system
     slots        one word per worker index   requests running that wait for something
     connections  one word per worker index   open connections
@@ -61,12 +62,13 @@ __all__ = [
     "Word",
 ]
 
-LAYOUT_VERSION: Final = 4
+LAYOUT_VERSION: Final = 5
 _MAGIC: Final = 0x464C55584F52_4641  # "FLUXORFA"
-_HEADER: Final = 8
+_HEADER: Final = 16
 _FOLD: Final = 3
 _LIMIT: Final = 5
 _KEY: Final = 6
+_LEVEL: Final = 8
 _ARBITERS, _ROUTES = 1 << 16, (1 << 16) + 1  # bytes of the file that are locked; limits are below
 
 LOOK_SECONDS: Final = 0.25
@@ -194,6 +196,7 @@ class SharedMemory:
         self.owners = views[4 + ROUTES]
         self._route_keys = self._words[self._base - ROUTES : self._base]
         self.limit = self._words[_LIMIT : _LIMIT + 1]
+        self.level = self._words[_LEVEL : _LEVEL + 1]
         self.clients = self._words[clients:]
 
     @contextmanager

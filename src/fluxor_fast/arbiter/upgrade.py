@@ -45,11 +45,12 @@ class _Message:
     report: int
     settings: str
     pid_file: int | None = None
+    control: int | None = None
 
     @property
     def passed(self) -> list[int]:
         """All descriptors."""
-        more = [] if self.pid_file is None else [self.pid_file]
+        more = [fd for fd in (self.pid_file, self.control) if fd is not None]
         return [self.memory, self.report, *self.listeners, *more]
 
 
@@ -60,6 +61,7 @@ class Successor:
     :param folder: where the new one starts.
     :param environment: variables it has beside those of this process.
     :param pid_file: descriptor of the locked one.
+    :param control: descriptor of the control socket.
     :raises OSError: if there can be no further process now.
     """
 
@@ -71,11 +73,12 @@ class Successor:
         folder: Path,
         environment: Mapping[str, str],
         pid_file: int | None,
+        control: int | None,
     ) -> None:
         self._pipe, report = os.pipe()
         os.set_blocking(self._pipe, False)
         fds = [each.fileno() for each in listeners]
-        message = _Message(os.getpid(), memory.fd, fds, report, settings, pid_file)
+        message = _Message(os.getpid(), memory.fd, fds, report, settings, pid_file, control)
         try:
             self.pid = os.fork()
         except OSError:
@@ -132,6 +135,7 @@ class Inherited:
         self.pid = told.pid
         self.settings = told.settings
         self.pid_file = told.pid_file
+        self.control = told.control
         self._report = told.report
         try:
             self.memory = SharedMemory.adopt(told.memory)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import socket
-from contextlib import suppress
 
 from fluxor_fast.arbiter.breaker import RETRY_SECONDS, Breaker
 from fluxor_fast.arbiter.crew import Crew, Worker
@@ -93,8 +92,11 @@ class Vacancies:
     def _set_aside(self, worker: Worker) -> None:
         others = {at for listeners in self._crew.occupied().values() for at in listeners}
         for at in set(worker.listeners) - others:
-            with suppress(OSError):  # it does not listen
-                self._replacing.listeners[at].shutdown(socket.SHUT_RDWR)
+            listener = self._replacing.listeners[at]
+            # one that does not listen would be marked as shut down all the same, and its
+            # connections with it when it listens again
+            if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                listener.shutdown(socket.SHUT_RDWR)
 
     def look(self, now: float) -> None:
         """Notice who lives again."""

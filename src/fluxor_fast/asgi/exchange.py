@@ -87,19 +87,18 @@ def _of_head(head: Head) -> Scope:
 class Exchange:
     """``receive`` and ``send`` of one request."""
 
-    __slots__ = ("_head_only", "_over", "_read", "_request", "_response", "_started", "_stream",
-                 "_waiter", "_writer", "error")  # fmt: skip
+    # defaults of the class: most requests change few of them
+    _read = False  # the body has been received
+    _started: Message | None = None
+    _response: Response | None = None  # it has been answered, or is being
+    _stream: AsgiStream | None = None
+    _writer: BodyWriter | None = None
+    _over = False  # the answer is complete
+    _waiter: asyncio.Future[None] | None = None  # for the end
+    error: HTTPError | None = None  # of the body, see rule 3
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._read = False  # the body has been received
-        self._started: Message | None = None
-        self._response: Response | None = None  # it has been answered, or is being
-        self._stream: AsgiStream | None = None
-        self._writer: BodyWriter | None = None
-        self._over = False  # the answer is complete
-        self._waiter: asyncio.Future[None] | None = None  # for the end
-        self.error: HTTPError | None = None  # of the body, see rule 3
 
     async def run(self, application: Application, scope: Scope) -> Response:
         """Run the application; return what it has answered.

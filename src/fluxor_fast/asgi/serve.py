@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, Literal
 
 from fluxor_fast.app import App
@@ -67,7 +67,7 @@ class AsgiApp(App):
         self.on_startup(self._lifespan.start)
         self.on_shutdown(self._lifespan.stop)
         # not by ``route``: it takes the methods that nobody has heard of too
-        everything = Route("*", "/{path:path}", self._handle, kind=Kind.ASYNC, stream=True)
+        everything = Route("*", "/*", self._handle, kind=Kind.ASYNC, stream=True)
         self._routes.append(everything)
         self._route_middleware[everything] = ()
 
@@ -81,11 +81,11 @@ class AsgiApp(App):
         """Let the application itself serve."""
         await self._application(scope, receive, send)
 
-    async def _handle(self, request: Request, path: str = "") -> Response:
+    def _handle(self, request: Request) -> Coroutine[Any, Any, Response]:
         scope = scope_of(request)
         if self._lifespan.supported:
             scope["state"] = self._state.copy()
-        return await Exchange(request).run(self._application, scope)
+        return Exchange(request).run(self._application, scope)
 
 
 class Lifespan:
@@ -98,6 +98,7 @@ class Lifespan:
         self._application = application
         self.state: dict[str, Any] = {}
         self.supported = True
+        self._started = False
         self._events: asyncio.Queue[str] = asyncio.Queue()
         self._told: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -133,17 +134,12 @@ class Lifespan:
             await self._application(scope, self._receive, self._send)
             self._settle(None)
         except Exception as error:
-            if self._told is not None and not self._told.done():
-                if self._started:
-                    log.error("the application's lifespan failed", exc_info=error)
-                else:
-                    self.supported = False
-                    log.info("the application has no lifespan: %s: %s", type(error).__name__, error)
-            elif self._told is not None and self._told.cancelled():
-                raise
+            if self._started:
+                log.error("the application's lifespan failed", exc_info=error)
+            elif self._told is not None and not self._told.done():
+                self.supported = False
+                log.info("the application has no lifespan: %s: %s", type(error).__name__, error)
             self._settle(None)
-
-    _started = False
 
     async def _receive(self) -> Message:
         return {"type": await self._events.get()}

@@ -17,7 +17,8 @@ Rules:
 
 What is decided depends on the head alone, and is kept with it: clients repeat theirs.
 
-Cost: 0.2 µs per request (``python bench/middleware.py cors``).
+Cost alone: 1.8 µs per request (``python bench/middleware.py cors``), of which 1.2 is what the first
+layer of a route costs.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ Rules:
 The default policy is that of an API: a browser that opens an answer as a page loads nothing, and
 frames it nowhere (OWASP's REST Security Cheat Sheet). Pages need one of their own.
 
-Cost: 0.3 µs per request (``python bench/middleware.py security``).
+Cost alone: 2.1 µs per request (``python bench/middleware.py security``), of which 1.2 is what the
+first layer of a route costs.
 """
 
 from __future__ import annotations

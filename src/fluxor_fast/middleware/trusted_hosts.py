@@ -10,7 +10,8 @@ Rules:
    not ``example.com`` itself.
 3. Exempt routes are left alone: probes come by address.
 
-Cost: 0.6 µs per request (``python bench/middleware.py hosts``).
+Cost alone: 2.1 µs per request (``python bench/middleware.py hosts``), of which 1.2 is what the
+first layer of a route costs.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from fluxor_fast.http.request import CURRENT
 from fluxor_fast.observability.redaction import MASK, escape, scrubber, sensitive
 from fluxor_fast.observability.sink import Buffer, Sink
 
-__all__ = ["buffered", "close", "configure", "find_requests_in", "reopen"]
+__all__ = ["buffered", "close", "configure", "find_requests_in", "follow", "reopen"]
 
 log = logging.getLogger("fluxor_fast.logs")
 
@@ -49,6 +49,8 @@ Scrub = Callable[[str], str]
 _handler: _Handler | None = None
 _buffer: Buffer | None = None
 _frames: set[CodeType] = set()
+_level = logging.INFO  # that of the settings
+_followed = 0
 DEEPEST = 200
 """Frames that are looked through for a request; handlers are not nested deeper."""
 
@@ -174,7 +176,7 @@ def configure(
     :param secrets: texts that must not appear in any line.
     :raises ConfigError: if the file cannot be opened.
     """
-    global _handler
+    global _handler, _level, _followed
     scrub = scrubber(secrets)
     formatter = JsonFormatter(scrub) if form == "json" else ConsoleFormatter(scrub)
 
@@ -192,12 +194,28 @@ def configure(
     package.handlers[:] = [_handler]
     package.propagate = False
     package.setLevel(level.upper())
+    _level, _followed = package.level, 0
     if root.handlers in ([], [before]):
         root.handlers[:] = [_handler]
         root.setLevel(level.upper())
     if before is not None:
         close()
         before.sink.close()
+
+
+def follow(level: int) -> None:
+    """Log from ``level`` up, a number of ``logging``; 0: from what was configured.
+
+    Cheap while it is what it was, so whoever may be told another level can call it often.
+    """
+    global _followed
+    if level == _followed:
+        return
+    _followed = level
+    logging.getLogger("fluxor_fast").setLevel(level or _level)
+    root = logging.getLogger()
+    if root.handlers == [_handler]:
+        root.setLevel(level or _level)
 
 
 def buffered() -> Callable[[str], None]:

@@ -156,6 +156,8 @@ class BatchRunner:
         self._now = 0.0  # when this turn began
         self._scheduled = False
         self._polling = False
+        self._starting = False  # coroutines begin, in the turn
+        self._freed = False  # …and one of them has given its slot back
 
     # what protocols call
 
@@ -479,6 +481,7 @@ class BatchRunner:
             granted = self.slots.acquire(wanted, self.thresholds.slots)
             requests = waiting.requests
             take = requests.pop if waiting.standing else requests.popleft
+            self._starting, self._freed = True, False
             while started < granted:  # no more were asked for than really wait
                 request = take()
                 if not request.queued:
@@ -488,6 +491,9 @@ class BatchRunner:
                 started += 1
                 self.counters.accepted += 1
                 self._launch(request)
+            self._starting = False
+            if self._freed and requests:
+                self.schedule()
         waiting.served(started, now)
         self._claimed = self._claims[self._index] = len(waiting)
 
@@ -551,7 +557,7 @@ class BatchRunner:
                 if response.answered:
                     if slot:
                         self.slots.release(1)
-                    self.schedule()
+                    self._served()
                     return
             status = response.status
             if isinstance(response, BodySender):
@@ -579,7 +585,17 @@ class BatchRunner:
             self._abort(request)
         else:
             self._leave(request, status, answer, began or monotonic())
-        self.schedule()  # the slot may serve another; the counters are due
+        self._served()
+
+    def _served(self) -> None:
+        """Have a turn: the slot may serve another, and the counters are due.
+
+        One that has not waited is served while its turn goes on, which sees to that itself.
+        """
+        if self._starting:
+            self._freed = True
+        else:
+            self.schedule()
 
     async def finish(self, seconds: float) -> int:
         """Wait until nothing is in this worker any more; return how many had to be cancelled."""

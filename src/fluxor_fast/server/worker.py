@@ -469,7 +469,7 @@ class Worker:
             runner.counters.publish_latencies()
 
     def _sweep(self, service: Service) -> None:
-        """Do what is due about once a second, but for the connections: date, tick, histogram."""
+        """Do what is due about once a second, but for the connections: date, tick, figures."""
         runner = service.runner
         now = time.time()
         # time in which this loop stood still was not the clients'
@@ -478,6 +478,7 @@ class Worker:
         self._second = second
         runner.block = f"Date: {formatdate(now, usegmt=True)}\r\nX-Request-ID: ".encode()
         runner.counters.publish_latencies()
+        logs.follow(self.memory.level[0])
 
     async def _keep_sweeping(self, service: Service) -> None:
         while True:

@@ -1,0 +1,60 @@
+"""The middleware around the reference service, as its settings say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fluxor_fast import App
+from fluxor_fast.config import Settings, load
+from fluxor_fast.errors import ConfigError
+from fluxor_fast.service import chain
+from tests.support.inprocess import in_loop, serving
+
+
+async def started(**web: Any) -> App:
+    app = App()
+    app.settings = Settings.model_validate({"web": web})
+    chain.install(app)
+    app.get("/")(lambda request: {})
+    await app.start()
+    return app
+
+
+@in_loop
+async def test_by_default_browsers_are_careful_and_no_page_may_read() -> None:
+    async with serving(await started()) as server:
+        client = await server.connect()
+        answer = await client.get("/", "Origin: https://a.example.com")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["vary"] == "Accept-Encoding"
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@in_loop
+async def test_settings_turn_it_on_and_off() -> None:
+    app = await started(
+        cors_origins="https://*.example.com, http://localhost:3000", security_headers=False,
+        compression=False, trusted_hosts="test",
+    )  # fmt: skip
+    async with serving(app) as server:
+        client = await server.connect()
+        answer = await client.get("/", "Origin: http://localhost:3000")
+        assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+        assert "x-content-type-options" not in answer.headers
+        assert answer.headers["vary"] == "Origin"
+        await client.send(b"GET / HTTP/1.1\r\nHost: other\r\n\r\n")
+        assert (await client.answer()).status == 400
+
+
+@in_loop
+async def test_what_is_no_origin_or_host_ends_the_start() -> None:
+    for web in ({"cors_origins": "app.example.com"}, {"trusted_hosts": "a/b"}):
+        with pytest.raises(ConfigError):
+            await started(**web)
+
+
+def test_a_star_with_credentials_is_told_with_the_other_faults() -> None:
+    with pytest.raises(ConfigError, match="cors_credentials"):
+        load(environ={}, flags={"web.cors_origins": "*", "web.cors_credentials": True})
