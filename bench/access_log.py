@@ -24,7 +24,7 @@ from fluxor_fast import App, Request
 from fluxor_fast.middleware.access_log import AccessLog
 from fluxor_fast.observability import logs
 from fluxor_fast.observability.sink import Buffer, Sink
-from tests.test_batch import Bench, HandLoop, Silent
+from tests.support.turns import Bench, HandLoop, Silent
 
 CONNECTIONS, TURNS, ROUNDS = 16, 400, 41
 CASES: dict[str, tuple[str, float] | None] = {

@@ -33,7 +33,7 @@ from fluxor_fast.middleware.recovery import Recovery
 from fluxor_fast.middleware.security_headers import SecurityHeaders
 from fluxor_fast.middleware.timeout import Timeout
 from fluxor_fast.middleware.trusted_hosts import TrustedHosts
-from tests.test_batch import Bench, HandLoop, Silent
+from tests.support.turns import Bench, HandLoop, Silent
 
 __all__ = ["CASES", "measure"]
 

@@ -21,7 +21,7 @@ from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.auth.tokens import Tokens
 from fluxor_fast.routing import Route, Router
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
-from tests.test_batch import Bench, HandLoop, Silent
+from tests.support.turns import Bench, HandLoop, Silent
 
 __all__ = ["STEPS", "measure", "reference"]
 

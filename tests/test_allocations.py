@@ -10,7 +10,7 @@ import pytest
 
 from fluxor_fast import App, Request
 from tests.support.inprocess import head
-from tests.test_batch import Bench, HandLoop, Silent
+from tests.support.turns import Bench, HandLoop, Silent
 
 REQUESTS = 10_000
 SLACK = 200

@@ -9,33 +9,20 @@ import asyncio
 import logging
 import random
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from fluxor_fast import App, HTTPError, Request, Response
-from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
+from fluxor_fast.arbiter.shared import SharedMemory, Word
 from fluxor_fast.server import batch
-from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
-from fluxor_fast.server.batch import POLL, BatchRunner
-from fluxor_fast.server.forwarded import Proxies
-from fluxor_fast.server.heads import HeadCache, Limits
-from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
-from tests.support.inprocess import head, in_loop, make_runner, serving, until
+from fluxor_fast.server.batch import POLL
+from fluxor_fast.server.protocol import HttpProtocol
+from tests.support.inprocess import head, in_loop, serving, until
 from tests.support.seeds import seeded
-
-
-class Clock:
-    """Moved by hand; started far from zero, as a monotonic clock is."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.turns import Bench, Clock, HandLoop
 
 
 @pytest.fixture
@@ -43,152 +30,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(batch, "monotonic", clock)
     return clock
-
-
-class HandLoop:
-    """Of an event loop, what a runner uses; goes round when told to."""
-
-    def __init__(self) -> None:
-        self.soon: deque[Callable[[], None]] = deque()
-        self.later: list[tuple[float, Callable[[], None]]] = []
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        self.soon.append(call)
-
-    def call_later(self, delay: float, call: Callable[[], None]) -> None:
-        self.later.append((delay, call))
-
-    def turn(self) -> None:
-        for _ in range(len(self.soon)):
-            self.soon.popleft()()
-
-    def run(self) -> int:
-        """Turn until nothing is to do; return how many turns it took."""
-        turns = 0
-        while self.soon:
-            self.turn()
-            turns += 1
-            assert turns < 10_000, "it never comes to rest"
-        return turns
-
-    def wake(self) -> None:
-        later, self.later = self.later, []
-        for _, call in later:
-            call()
-
-
-class Transport:
-    """Records what is written; ``on_close`` is told of the end."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.closing = False
-        self.protocol: Any = None
-
-    def write(self, data: bytes) -> None:
-        assert not self.closing
-        self.written.append(data)
-
-    def close(self) -> None:
-        self.closing = True
-
-    abort = close
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None: ...
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def get_extra_info(self, name: str) -> Any:
-        return None
-
-    @property
-    def statuses(self) -> list[int]:
-        text = b"".join(self.written)
-        return [int(part[:3]) for part in text.split(b"HTTP/1.1 ")[1:]]
-
-
-class Silent(Transport):
-    """Takes everything and keeps nothing."""
-
-    def write(self, data: bytes) -> None: ...
-
-
-class Bench:
-    """A runner with connections to it."""
-
-    def __init__(self, app: App, loop: Any, *, memory: SharedMemory | None = None, **knobs: Any):
-        self.app = app
-        self.loop = loop
-        self.memory = memory or SharedMemory(2)
-        self.runner: BatchRunner = make_runner(loop, self.memory, **knobs)
-        share = SharedLimit(self.memory.connections, 0, full_fence(), KernelLock(self.memory.fd, 2))
-        self.service = Service(
-            app=app,
-            runner=self.runner,
-            heads=HeadCache(app.router(), Limits(), lambda: self.runner.counters.offered),
-            timeouts=Timeouts(10, 30, 75, 30),
-            connections=share,
-            max_connections=1000,
-            max_pipeline=32,
-            proxies=Proxies(Trust()),
-            open=set(),
-        )
-
-    def connect(self, kind: type[Transport] = Transport) -> HttpProtocol:
-        protocol = HttpProtocol(self.service)
-        transport: Any = kind()
-        transport.protocol = protocol
-        protocol.connection_made(transport)
-        return protocol
-
-    def ask(self, path: str) -> HttpProtocol:
-        protocol = self.connect()
-        self.runner.fresh = 0  # as if it had been made long ago
-        protocol.data_received(head(path))
-        return protocol
-
-    def figures(self) -> dict[str, int]:
-        region = self.memory.region(0)
-        return {
-            "offered": region[Word.OFFERED],
-            "accepted": region[Word.ACCEPTED],
-            "completed": region[Word.COMPLETED],
-            "aborted": region[Word.ABORTED],
-            "shed": sum(region[Word.SHED + at] for at in range(len(SHED_REASONS))),
-        }
-
-    def shed(self, reason: str) -> int:
-        return self.memory.region(0)[Word.SHED + SHED_REASONS.index(reason)]
-
-    def assert_adds_up(self) -> None:
-        """What is offered is accepted, shed or waiting; who waits or runs holds a permit."""
-        f = self.figures()
-        waiting = f["offered"] - f["accepted"] - f["shed"]
-        running = f["accepted"] - f["completed"] - f["aborted"]
-        assert waiting >= 0 and running >= 0, f
-        assert self.memory.permits[0] == waiting + running, (f, self.memory.permits[0])
-        assert self.runner.busy == waiting + running + len(self.runner.arrivals)
-
-    def assert_empty(self) -> None:
-        self.assert_adds_up()
-        f = self.figures()
-        assert f["offered"] == f["accepted"] + f["shed"]
-        assert f["accepted"] == f["completed"] + f["aborted"]
-        assert self.memory.permits.tolist() == [0, 0]
-        assert self.memory.slots.tolist() == [0, 0]
-        assert self.runner.busy == 0
-        self.runner.counters.publish_latencies()
-        region = self.memory.region(0)
-        observed = sum(region[Word.BUCKETS + at] for at in range(len(BOUNDS) + 1))
-        assert observed == f["completed"]
 
 
 def burning_app(clock: Clock, seconds: float = 0.001) -> tuple[App, list[str]]:
@@ -723,15 +564,15 @@ def test_a_refused_connection_is_left_unread_for_a_while(clock: Clock) -> None:
     protocol = bench.ask("/burn/1")
     bench.loop.run()
     assert protocol.transport.statuses == [503]
-    assert protocol._paused
+    assert protocol.paused
     clock.now += 0.011
     bench.loop.wake()
     bench.loop.run()
-    assert not protocol._paused
+    assert not protocol.paused
     exempt = bench.ask("/health")
     bench.loop.run()
     assert exempt.transport.statuses == [200]
-    assert not exempt._paused
+    assert not exempt.paused
 
 
 def test_who_was_served_starts_anew_whichever_way_the_answer_took(clock: Clock) -> None:

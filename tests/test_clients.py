@@ -14,10 +14,10 @@ from fluxor_fast.arbiter.shared import CLIENTS, SharedMemory
 from fluxor_fast.server.admission import Fence, KernelLock, full_fence
 from fluxor_fast.server.clients import LOOPBACK, ClientLimit, Place
 from tests.support.forks import ended, forked
+from tests.support.gates import assert_refused, make_app
 from tests.support.inprocess import in_loop, serving, until
 from tests.support.seeds import seeded
 from tests.support.witness import OVERSHOOTS, Witness
-from tests.test_protocol import assert_refused, make_app
 
 FENCES = pytest.mark.parametrize("fence", [full_fence("x86_64"), None], ids=["fence", "lock"])
 

@@ -17,8 +17,9 @@ from fluxor_fast.config import TlsSettings
 from fluxor_fast.server.handshake import HIGH_WATER, TlsProtocol
 from fluxor_fast.server.protocol import LINGER
 from fluxor_fast.server.tls import Certificates
-from tests import test_protocol
+from tests import test_answering, test_protocol
 from tests.support.certificates import Authority
+from tests.support.gates import BIG, Gates, make_app
 from tests.support.inprocess import (
     Client,
     Server,
@@ -31,7 +32,6 @@ from tests.support.inprocess import (
     until,
 )
 from tests.support.seeds import cut, seeded
-from tests.test_protocol import BIG, Gates, make_app
 
 Tls = tuple[Certificates, ssl.SSLContext]
 
@@ -91,8 +91,9 @@ SAME: list[tuple[str, dict[str, Any]]] = [
 def test_as_without_tls(
     test: str, arguments: dict[str, Any], tls: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(test_protocol, "serving", functools.partial(serving, tls=tls))
-    getattr(test_protocol, f"test_{test}")(**arguments)
+    module = test_answering if hasattr(test_answering, f"test_{test}") else test_protocol
+    monkeypatch.setattr(module, "serving", functools.partial(serving, tls=tls))
+    getattr(module, f"test_{test}")(**arguments)
 
 
 # handshakes

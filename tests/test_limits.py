@@ -19,15 +19,15 @@ from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.config import Settings
 from fluxor_fast.server import worker as worker_module
+from fluxor_fast.server.common import Timeouts
 from fluxor_fast.server.framing import Reader
 from fluxor_fast.server.heads import HeadCache, Limits
-from fluxor_fast.server.protocol import BURST, GRACE, HttpProtocol, Timeouts
-from fluxor_fast.server.streaming import BodyStream
-from fluxor_fast.server.sweep import unsent
+from fluxor_fast.server.protocol import BURST, HttpProtocol
+from fluxor_fast.server.streaming import GRACE, BodyStream
 from fluxor_fast.server.worker import Worker
+from tests.support.gates import BIG, make_app, statuses
 from tests.support.inprocess import Client, Server, head, in_loop, post, serving, turns, until
-from tests.test_batch import Bench, HandLoop, Silent
-from tests.test_protocol import BIG, make_app, statuses
+from tests.support.turns import Bench, HandLoop, Silent
 
 CHUNKED = "Transfer-Encoding: chunked"
 RATES = Timeouts(head=10, body=30, keep_alive=75, write=30, body_rate=256, write_rate=256)
@@ -272,14 +272,14 @@ async def slow_reader(server: Server) -> tuple[Client, HttpProtocol]:
 
 async def read(client: Client, protocol: HttpProtocol, count: int) -> None:
     """Read ``count`` bytes, and wait until the server can know."""
-    before = unsent(protocol.transport)
+    before = protocol.unsent()
     got = 0
     while got < count:
         try:
             got += len(client.sock.recv(count - got))
         except BlockingIOError:
             await asyncio.sleep(0.001)
-    await until(lambda: unsent(protocol.transport) <= before - count // 2, "it is acknowledged")
+    await until(lambda: protocol.unsent() <= before - count // 2, "it is acknowledged")
 
 
 @in_loop
@@ -317,7 +317,7 @@ async def test_the_kernel_kept_megabytes_for_a_reader_that_was_cut_off() -> None
     """It would keep them until they are read: who does not read is reset."""
     async with serving(make_app()[0], timeouts=RATES) as server:
         client, protocol = await slow_reader(server)
-        kept = unsent(protocol.transport) - protocol.transport.get_write_buffer_size()
+        kept = protocol.unsent() - protocol.transport.get_write_buffer_size()
         server.check(31)
         assert protocol.closed or protocol.transport.is_closing()
         await until(lambda: not server.service.open, "it is gone")
@@ -335,7 +335,7 @@ async def idle_with_unread_answer(server: Server) -> tuple[Client, HttpProtocol]
     (protocol,) = server.service.open - before
     assert isinstance(protocol, HttpProtocol)
     await client.send(head("/fits"))
-    await until(lambda: unsent(protocol.transport), "the answer is with the kernel")
+    await until(lambda: protocol.unsent(), "the answer is with the kernel")
     await turns()
     assert not protocol.write_paused
     assert protocol.current is None
@@ -389,7 +389,7 @@ async def test_an_idle_connection_that_has_read_all_is_closed_at_once() -> None:
     async with serving(app_that_fits(), timeouts=RATES) as server:
         client, protocol = await idle_with_unread_answer(server)
         await client.answer()
-        await until(lambda: not unsent(protocol.transport), "it is acknowledged")
+        await until(lambda: not protocol.unsent(), "it is acknowledged")
         server.check(76)
         assert await client.at_end()
 
@@ -661,7 +661,7 @@ async def test_bodies_behind_one_request_are_not_all_taken_in() -> None:
         await client.send(head("/wait/a"))
         await until(lambda: gates.entered, "it runs")
         sending = asyncio.ensure_future(client.send(post("/echo", b"x" * 100_000) * 31))
-        await until(lambda: protocol._paused, "no more is read")
+        await until(lambda: protocol.paused, "no more is read")
         await turns()
         assert protocol.order is not None
         assert sum(len(one.body) for one in protocol.order) == 200_000  # the limit, and one more
@@ -715,7 +715,7 @@ async def test_what_a_client_can_make_a_connection_hold_is_below_the_bound_that_
         tracemalloc.start()
         try:
             sending = asyncio.ensure_future(client.send(flood))
-            await until(lambda: protocol._paused, "no more is read")
+            await until(lambda: protocol.paused, "no more is read")
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

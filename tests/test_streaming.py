@@ -26,8 +26,8 @@ from fluxor_fast import (
     StreamingResponse,
 )
 from fluxor_fast.errors import RouteError
+from fluxor_fast.server.common import Timeouts
 from fluxor_fast.server.heads import Limits
-from fluxor_fast.server.protocol import Timeouts
 from fluxor_fast.server.streaming import (
     AT_A_TURN,
     GRACE,

@@ -1,15 +1,13 @@
-"""The sweep: everyone is looked at, the loop is never held up for long, what is unsent is known."""
+"""The sweep: everyone is looked at, the loop is never held up for long."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from typing import Any
 
 import pytest
 
-from fluxor_fast.server.sweep import sweep, unsent
-from tests.support.inprocess import in_loop, until
+from fluxor_fast.server.sweep import sweep
+from tests.support.inprocess import in_loop
 
 SLICE = 0.002
 
@@ -78,42 +76,6 @@ async def test_who_goes_while_the_loop_goes_round_is_not_looked_at() -> None:
     second.closed = True
     await sweeping
     assert second.ticks == []
-
-
-# what is unsent
-
-
-@in_loop
-async def test_unsent_is_what_waits_here_and_in_the_kernel() -> None:
-    """And it shrinks with every read of the client's, where our own buffer stands still."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
-    transport.write(b"x" * 1_000_000)
-    await until(transport.get_write_buffer_size, "not all fits into the kernel")
-    await asyncio.sleep(0)
-    here, before = transport.get_write_buffer_size(), unsent(transport)
-    assert before > here  # on a Unix socket the kernel counts its own overhead too
-    assert theirs.recv(2000)
-    assert transport.get_write_buffer_size() == here
-    theirs.close()
-    transport.abort()
-    await until(transport.is_closing, "it is closed")
-    await asyncio.sleep(0.01)
-    assert unsent(transport) >= 0
-
-
-def test_a_transport_without_a_socket_tells_its_own_buffer() -> None:
-    class Transport:
-        def get_write_buffer_size(self) -> int:
-            return 5
-
-        def get_extra_info(self, name: str) -> Any:
-            return None
-
-    assert unsent(Transport()) == 5
 
 
 @in_loop

@@ -37,10 +37,11 @@ from fluxor_fast.server import batch
 from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import request_ids
+from fluxor_fast.server.common import Service, Timeouts
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import Reader
 from fluxor_fast.server.heads import HeadCache
-from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+from fluxor_fast.server.protocol import HttpProtocol
 from fluxor_fast.server.refusal import Refusals
 from tests.fuzz.answers import CONTINUE, Answer, take
 from tests.fuzz.parsers import LIMITS, Plain

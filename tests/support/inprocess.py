@@ -32,10 +32,11 @@ from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import BatchRunner, request_ids
 from fluxor_fast.server.clients import ClientLimit
+from fluxor_fast.server.common import Service, Timeouts
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.handshake import Handshake
 from fluxor_fast.server.heads import HeadCache, Limits
-from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+from fluxor_fast.server.protocol import HttpProtocol
 from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
 from fluxor_fast.server.tls import Certificates
 
@@ -434,10 +435,10 @@ class Server:
         self.clients.append(client)
         return client
 
-    async def pair(self) -> tuple[Client, HttpProtocol]:
+    async def pair(self, *, receive_buffer: int = 0) -> tuple[Client, HttpProtocol]:
         """Return a new connection, both ends of it."""
         before = set(self.service.open)
-        client = await self.connect()
+        client = await self.connect(receive_buffer=receive_buffer)
 
         def new() -> list[HttpProtocol]:
             return [one for one in self.service.open - before if isinstance(one, HttpProtocol)]

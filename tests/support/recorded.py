@@ -18,7 +18,7 @@ from fluxor_fast import App, HTTPError
 from fluxor_fast.server.framing import Reader
 from fluxor_fast.server.heads import HeadCache, Limits
 from tests.support.inprocess import Answer
-from tests.test_batch import Bench, Transport
+from tests.support.turns import Bench, Transport
 
 TURNS = 5_000  # of the loop, in which a connection must come to rest
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) [\x20-\x7e]+")

@@ -16,10 +16,11 @@ from fluxor_fast.arbiter.shared import REGION, SHED_REASONS, SharedMemory, Word
 from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import BatchRunner
+from fluxor_fast.server.common import Service, Timeouts
 from fluxor_fast.server.counters import Counters
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache, Limits
-from fluxor_fast.server.protocol import HttpProtocol, Service, Timeouts
+from fluxor_fast.server.protocol import HttpProtocol
 from tests.support.inprocess import head, make_runner
 
 

@@ -59,6 +59,7 @@ from fluxor_fast.server.refusal import Pacer, Refusals
 from fluxor_fast.server.streaming import CLOSE, AnswerWriter, Turns, is_cancelled
 
 if TYPE_CHECKING:
+    from fluxor_fast.server.answering import Answering
     from fluxor_fast.server.protocol import HttpProtocol
 
 __all__ = ["BatchRunner", "request_ids"]
@@ -135,7 +136,7 @@ class BatchRunner:
         self._call_later = call_later
 
         self.arrivals: list[Request] = []
-        self.outbox: list[HttpProtocol] = []
+        self.outbox: list[Answering] = []
         self.block = b""  # Date field and the name of the request id's, made once a second
         self.tick = 0  # seconds, coarse: what the connections' timeouts go by
         self.draining = False

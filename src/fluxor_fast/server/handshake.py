@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from fluxor_fast.server.addresses import peer_of
 from fluxor_fast.server.clients import Place
-from fluxor_fast.server.protocol import LINGER, HttpProtocol, Service
+from fluxor_fast.server.common import Service
+from fluxor_fast.server.protocol import LINGER, HttpProtocol
 from fluxor_fast.server.tls import Certificates, Context
 
 __all__ = ["Handshake", "TlsProtocol"]
@@ -201,8 +202,6 @@ class TlsProtocol(HttpProtocol):
                 self.transport.set_write_buffer_limits(high=0)
         super()._release_if_sent()
 
-    def _waiting(self) -> int:
-        return super()._waiting() + int(self._raw.get_write_buffer_size())
-
-    def _unread(self) -> int:
-        return super()._unread() + int(self._raw.get_write_buffer_size())
+    def unsent(self) -> int:
+        """Return how many bytes the client has not taken in; most lie in the transport below."""
+        return super().unsent() + int(self._raw.get_write_buffer_size())

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fluxor_fast.server.addresses import UNIX, peer_of
-from fluxor_fast.server.protocol import Behind, Service
+from fluxor_fast.server.common import Behind, Service
 from fluxor_fast.server.proxy_header import ProxyHeader, ProxyHeaderError
 
 __all__ = ["Complaints", "ProxiedProtocol"]

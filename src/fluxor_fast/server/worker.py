@@ -57,11 +57,12 @@ from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import ACCEPTS, BatchRunner, request_ids
 from fluxor_fast.server.clients import LOOPBACK, ClientLimit
+from fluxor_fast.server.common import Open, Service, Timeouts
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.handshake import Handshake
 from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.lifeline import watch_lifeline
-from fluxor_fast.server.protocol import HttpProtocol, Open, Service, Timeouts
+from fluxor_fast.server.protocol import HttpProtocol
 from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
 from fluxor_fast.server.sweep import sweep
 from fluxor_fast.server.tls import Certificates
