@@ -42,7 +42,8 @@ from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.routing import Priority
 from fluxor_fast.server import batch
 from tests.support.seeds import examples
-from tests.support.workers import Client, Clock, Worker, figures
+from tests.support.turns import Clock
+from tests.support.workers import Client, Worker, figures
 
 LONG = os.environ.get("PROVE") == "long"
 BURN = 0.001  # seconds that a synchronous handler takes

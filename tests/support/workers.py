@@ -24,16 +24,6 @@ from fluxor_fast.server.protocol import HttpProtocol
 from tests.support.inprocess import head, make_runner
 
 
-class Clock:
-    """Moved by hand; started far from zero, as a monotonic clock is."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class HandLoop:
     """Of an event loop, what a runner uses; goes round when told to."""
 
