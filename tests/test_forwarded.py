@@ -56,9 +56,7 @@ BOTH_FIELDS: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
 
 def request(*lines: tuple[str, str]) -> Any:
     """Return the head of a request with these fields, where names may repeat."""
-    head = make_request().head
-    head.raw_headers = tuple((n.lower().encode(), v.encode("latin-1")) for n, v in lines)
-    return head
+    return make_request(fields=lines).head
 
 
 def quoted(hop: str) -> str:

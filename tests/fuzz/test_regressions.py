@@ -65,7 +65,7 @@ def fails(target: str, data: bytes, match: str) -> None:
 
 
 def test_the_target_sees_a_head_read_two_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = HeadCache._from_known
+    original = HeadCache._plain
 
     def faulty(self: HeadCache, raw: bytes) -> Head | None:
         head = original(self, raw)
@@ -73,7 +73,7 @@ def test_the_target_sees_a_head_read_two_ways(monkeypatch: pytest.MonkeyPatch) -
             head.keep_alive = not head.keep_alive
         return head
 
-    monkeypatch.setattr(HeadCache, "_from_known", faulty)
+    monkeypatch.setattr(HeadCache, "_plain", faulty)
     fails("heads", b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n", "keep_alive")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ def make_request(
     query: bytes = b"",
     body: bytes = b"",
     headers: dict[str, str] | None = None,
+    fields: Iterable[tuple[str, str]] = (),
     route: Route | None = None,
     params: dict[str, Any] | None = None,
     app: Any = None,
@@ -57,7 +58,7 @@ def make_request(
         http_11=True,
         raw_headers=tuple(
             (name.lower().encode("latin-1"), value.encode("latin-1"))
-            for name, value in (headers or {}).items()
+            for name, value in [*(headers or {}).items(), *fields]
         ),
         length=len(body),
         keep_alive=True,

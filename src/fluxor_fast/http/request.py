@@ -146,13 +146,14 @@ class Headers(Mapping[str, str]):
 class Head:
     """Request line and header fields, parsed, checked and routed.
 
-    ``raw_headers`` has lower-case names. ``length`` is the length of the body in bytes, or
-    ``CHUNKED``. ``request_id`` is the client's own, if it sent a usable one. ``plain`` is true
-    when the answer may take the short form (HTTP/1.1, connection kept, body wanted), ``quick``
-    when besides there is no body to wait for, ``short`` when besides its route has no limit of its
-    own to give a permit back to. ``streams``: the request is handed over before its body, because
-    its route reads that itself, or has no use for a body that the client has not sent yet.
-    ``timeout`` is how many seconds the client says it waits.
+    ``raw_headers`` are given as fields, or as the bytes of the whole head, from which they are read
+    when they are asked for. ``length`` is the length of the body in bytes, or ``CHUNKED``.
+    ``request_id`` is the client's own, if it sent a usable one. ``plain`` is true when the answer
+    may take the short form (HTTP/1.1, connection kept, body wanted), ``quick`` when besides there
+    is no body to wait for, ``short`` when besides its route has no limit of its own to give a
+    permit back to. ``streams``: the request is handed over before its body, because its route reads
+    that itself, or has no use for a body that the client has not sent yet. ``timeout`` is how many
+    seconds the client says it waits.
     """
 
     notes: Any = None
@@ -167,21 +168,20 @@ class Head:
         path: str,
         query: bytes,
         http_11: bool,
-        raw_headers: tuple[tuple[bytes, bytes], ...],
+        raw_headers: tuple[tuple[bytes, bytes], ...] | bytes,
         length: int,
         keep_alive: bool,
+        route: Route,
         expects_continue: bool = False,
         request_id: bytes | None = None,
         timeout: float | None = None,
-        *,
-        route: Route,
         params: dict[str, Any] | None = None,
     ) -> None:
         self.method = method
         self.path = path
         self.query = query
         self.http_11 = http_11
-        self.raw_headers = raw_headers
+        self._fields = raw_headers
         self.length = length
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
@@ -201,6 +201,17 @@ class Head:
         head = copy(self)
         head.keep_alive = head.plain = head.quick = head.short = False
         return head
+
+    @property
+    def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The fields in order: names in lower case, values without white space around them."""
+        fields = self._fields
+        if isinstance(fields, bytes):
+            lines = [line.partition(b":") for line in fields.split(b"\r\n")[1:-2]]
+            fields = self._fields = tuple(
+                (name.lower(), value.strip(b" \t")) for name, _, value in lines
+            )
+        return fields
 
     @cached_property
     def headers(self) -> Headers:

@@ -7,11 +7,11 @@ routes do not change while a worker lives, so it changes nothing but speed.
 Bounds: ``entries`` heads of at most ``longest`` bytes each, the oldest entry leaves first. While
 nearly every head is new the cache stops storing, and tries again later.
 
-A head that is new mostly differs from others in fields that mean nothing to the server itself: a
-token, a trace, a cookie. ``HeadCache.parse`` takes such a head apart itself if its request line is
-of the plain form, if it knows every line of it that is in ``_MEANT`` from a head that
-``parse_head`` accepted, and if the others are well-formed; what those lines meant together is
-remembered (``_Meaning``), nothing of the other lines is. All else goes to ``parse_head``.
+A head that is new mostly differs from others in a token, a trace, a cookie, a length.
+``_PLAIN_HEAD`` is the grammar of heads that need no parser: within it nothing is refused by the
+rules below, and there is one way to read what is there. What it does not match, good or bad, goes
+to ``parse_head``. It keeps nothing of a head but its entry; what is kept besides are the request
+lines of routes without parameters, which the application wrote.
 
 What a head must fulfil here, beyond what httptools (llhttp) checks (RFC 9112 unless said):
 
@@ -35,13 +35,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from typing import Final
+from typing import Any, Final
 
 import httptools
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import CHUNKED, Head
-from fluxor_fast.routing import Router
+from fluxor_fast.routing import Route, Router
 
 __all__ = ["HeadCache", "Limits", "parse_head"]
 
@@ -57,17 +57,42 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
-_PLAIN_LINE = re.compile(
-    rb"(" + b"|".join(_METHODS) + rb") (/[\x21\x24-\x3e\x40-\x7e]*)(?:\?([\x21\x24-\x7e]*))?"
-    rb" HTTP/1\.1"
-).fullmatch
-_PLAIN_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)").fullmatch
-_MEANT = frozenset(
-    b"host content-length transfer-encoding connection expect x-request-timeout-ms upgrade"
-    b" proxy-connection".split()
+
+
+def _named(text: str) -> bytes:
+    """Return the expression in ``text``, with ``<…>`` for text in any case.
+
+    As sets of two letters, by which alternatives are told apart faster than with ``(?i:…)``.
+    """
+
+    def letters(match: re.Match[str]) -> str:
+        return "".join(f"[{c.upper()}{c}]" if c.isalpha() else c for c in match[1])
+
+    return re.sub("<([^>]*)>", letters, text).encode("ascii")
+
+
+_OTHER_LINE = _named(
+    r"(?!(?:<host>|<con>(?:<tent-length>|<nection>)|<transfer-encoding>|<expect>|<upgrade>"
+    r"|<proxy-connection>|<x-request->(?:<id>|<timeout-ms>)):)"
+    r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n"
 )
-"""Fields that say something to this server, or to httptools."""
+"""A field that says nothing to this server, nor to httptools."""
+_MEANT_LINE = _named(
+    r"(?:<host>: ?(?(3)(?!))([A-Za-z0-9\-._]++(?::(?:6[0-4][0-9]{3}|[1-5]?[0-9]{1,4}))?)"
+    r"|<con>(?:<tent-length>: ?(?(4)(?!))([0-9]{1,18}+)|<nection>: ?(?(5)(?!))([\x20-\x7e]*+))"
+    r"|<transfer-encoding>: ?(?(6)(?!))(<chunked>)"
+    r"|<x-request->(?:<id>: ?(?(7)(?!))([\x21-\x7e]{1,128}+)"
+    r"|<timeout-ms>: ?(?(8)(?!))([1-9][0-9]{0,8}+)))\r\n"
+)
+"""A field that says something, in its plain form, and none of its name before: ``(?(3)(?!))``
+fails once group 3 has matched. A line that is neither this nor the other ends the match: as no
+line can be read two ways there is nothing to try again, and time is linear."""
+_PLAIN_HEAD = re.compile(
+    rb"((?:GET|HEAD|POST|PUT|PATCH|DELETE) /[\x21\x24-\x3e\x40-\x7e]*+)"
+    rb"(?:\?([\x21\x24-\x7e]*+))?+ HTTP/1\.1\r\n"
+    # no group within a possessive loop: CPython before 3.13 can take its span for another's
+    rb"(?:%b)*+(?:%b(?:%b)*+)*\r\n" % (_OTHER_LINE, _MEANT_LINE, _OTHER_LINE)
+).fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +103,6 @@ class Limits:
     target: int = 8 * 1024
     headers: int = 100
     body: int = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Meaning:
-    """What the fields in ``_MEANT`` say together, in HTTP/1.1."""
-
-    length: int
-    keep_alive: bool
-    expects_continue: bool
-    timeout: float | None
 
 
 class _Fields:
@@ -258,6 +273,16 @@ def _target(url: bytes, method: bytes) -> tuple[str, bytes, bytes]:
         raise _bad("the request target is not ASCII") from None
 
 
+def _keeps(connection: bytes) -> bool:
+    """Return whether a connection is kept, by its only ``Connection`` field in HTTP/1.1."""
+    value = connection.lower()
+    return b"close" not in value or b"close" not in map(bytes.strip, value.split(b","))
+
+
+_new, _fill = object.__new__, Head.__init__
+"""``Head(…)`` in two: called so they take half as long."""
+
+
 class HeadCache:
     """Heads by their exact bytes.
 
@@ -268,7 +293,6 @@ class HeadCache:
 
     REVIEW: Final = 512  # misses between two looks at whether storing pays
     REST: Final = 8192  # misses for which a cache that did not pay stores nothing
-    MEANINGS: Final = 256  # kept; when there are more they are all forgotten
 
     def __init__(
         self,
@@ -288,20 +312,15 @@ class HeadCache:
         self._countdown = self.REVIEW
         self._served_then = 0
         self._storing = entries > 0
-        self._lines: dict[bytes, tuple[bytes, bytes]] = {}  # those that are meant, as fields
-        self._meanings: dict[bytes, _Meaning] = {}  # by those lines, in their order
+        self._short = min(limits.target, 4 * limits.headers)  # a head that can exceed neither
+        self._lines: dict[bytes, tuple[str, str, Route]] = {}  # method and path, when they are all
 
     def parse(self, raw: bytes) -> Head:
         """Return the head in ``raw``, which is not in the cache, and remember it.
 
         :raises HTTPError: as ``parse_head``; what is refused is never remembered.
         """
-        head = self._from_known(raw)
-        if head is None:
-            head = parse_head(raw, self._router, self.limits)
-            # of an absolute form the Host seen is not the one that came: nothing is to be learned
-            if head.http_11 and self._entries and raw[len(head.method) + 1] == 0x2F:
-                self._learn(raw, head)
+        head = self._plain(raw) or parse_head(raw, self._router, self.limits)
         self._countdown -= 1
         if self._countdown == 0:
             self._review()
@@ -312,73 +331,45 @@ class HeadCache:
             found[raw] = head
         return head
 
-    def _from_known(self, raw: bytes) -> Head | None:
-        """Return the head if it is of the plain form and what it means is known."""
-        lines = raw.split(b"\r\n")  # the last two are empty: the end of the head
-        line = _PLAIN_LINE(lines[0])
-        count = len(lines) - 3
-        if line is None or len(lines[0]) > self.limits.target or count > self.limits.headers:
+    def _plain(self, raw: bytes) -> Head | None:
+        """Return the head if it is of the plain form, within the limits."""
+        match = _PLAIN_HEAD(raw)
+        if match is None:
             return None
-        known = self._lines
-        fields: list[tuple[bytes, bytes]] = []
-        meant: list[bytes] = []
-        request_id: bytes | None = None
-        for text in lines[1:-2]:
-            field = known.get(text)
-            if field is not None:
-                meant.append(text)
-            else:
-                match = _PLAIN_FIELD(text)
-                if match is None:
-                    return None
-                name, value = match.groups()
-                name = name.lower()
-                if name in _MEANT:
-                    return None
-                value = value.strip(b" \t")
-                field = (name, value)
-                if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-                    request_id = value
-            fields.append(field)
-        meaning = self._meanings.get(b"\r\n".join(meant))
-        if meaning is None:
+        line, query, host, length, connection, coding, request_id, timeout = match.groups()
+        if host is None or (coding is not None and length is not None):
             return None
-        method, target, query = line.groups()
-        name_of_method, path = _METHODS[method], target.decode("ascii")
-        route, params = self._router.match(name_of_method, path)
-        return Head(
-            name_of_method,
+        if len(raw) > self._short and (
+            max(match.end(1), match.end(2)) > self.limits.target
+            or raw.count(b"\n") - 2 > self.limits.headers
+        ):
+            return None
+        params: dict[str, Any] | None = None
+        known = self._lines.get(line)
+        if known is not None:
+            method, path, route = known
+        else:
+            method, path = line.decode("ascii").split(" ")
+            route, params = self._router.match(method, path)
+            if route.path == path and not params:
+                self._lines[line] = method, path, route
+        head = _new(Head)
+        _fill(
+            head,
+            method,
             path,
             query or b"",
             True,
-            tuple(fields),
-            meaning.length,
-            meaning.keep_alive,
-            meaning.expects_continue,
+            raw,
+            CHUNKED if coding is not None else 0 if length is None else int(length),
+            connection is None or _keeps(connection),
+            route,
+            False,
             request_id,
-            meaning.timeout,
-            route=route,
-            params=params,
+            None if timeout is None else int(timeout) / 1000,
+            params,
         )
-
-    def _learn(self, raw: bytes, head: Head) -> None:
-        """Remember what the fields that are meant said in ``head``."""
-        lines = raw.split(b"\r\n")[1:-2]
-        meant = [
-            (line, field)
-            for line, field in zip(lines, head.raw_headers, strict=True)
-            if field[0] in _MEANT
-        ]
-        key = b"\r\n".join(line for line, _ in meant)
-        if len(key) > self._longest:
-            return
-        if len(self._meanings) >= self.MEANINGS:
-            self._meanings.clear()
-            self._lines.clear()
-        self._lines.update(meant)
-        self._meanings[key] = _Meaning(
-            head.length, head.keep_alive, head.expects_continue, head.timeout
-        )
+        return head
 
     def _review(self) -> None:
         served = self._served()

@@ -148,22 +148,23 @@ class HttpProtocol(Answering):
                 return True
             if not head.quick:
                 return False
-            found = [head]
-        else:
-            found, at = [], 0
-            while at < len(data):
-                stop = data.find(END, at) + 4
-                several = self._cached.get(data[at:stop]) if stop > at else None
-                if several is None or not several.quick:
-                    return False
-                found.append(several)
-                at = stop
-            if len(found) > self.service.max_pipeline:
+            request = self.current = Request(head, b"", self)
+            self.runner.arrivals.append(request)
+            self.runner.schedule()
+            return True
+        found, at = [], 0
+        while at < len(data):
+            stop = data.find(END, at) + 4
+            several = self._cached.get(data[at:stop]) if stop > at else None
+            if several is None or not several.quick:
                 return False
+            found.append(several)
+            at = stop
+        if len(found) > self.service.max_pipeline:
+            return False
         requests = [Request(head, b"", self) for head in found]
         self.current = requests[0]
-        if len(requests) > 1:
-            self.order = deque(requests)
+        self.order = deque(requests)
         self.runner.arrivals.extend(requests)
         self.runner.schedule()
         return True
