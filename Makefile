@@ -77,7 +77,7 @@ bench: $(VENV)/.bench ## micro-benchmarks, then the server beside its peers (nee
 bench-check: $(VENV)/.bench ## hold the speed to its budgets, as ratios of one run (4 minutes, needs wrk)
 	$(BIN)/python bench/check.py $(FLAGS)
 
-bench-compare: $(VENV)/.peers ## beside 13 other servers on 9 workloads (17 minutes; wrk, nginx and Go where there)
+bench-compare: $(VENV)/.peers ## beside 15 others on 9 workloads (17 minutes; wrk, nginx and Go where there)
 	$(BIN)/python bench/compare.py --rounds 3 --plots docs/img $(FLAGS)
 
 bench-serve: $(VENV)/.bench ## only the server beside its peers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import contestants
 import steps
 import work
 from harness import Answer, Failed, Load, Memory, Round, _read_report
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def round_of(cpu: float, rps: float = 1000.0) -> Round:
@@ -206,3 +209,11 @@ def test_every_step_runs(name: str) -> None:
     call, requests = steps.STEPS[name]()
     call()
     assert requests >= 1
+
+
+@pytest.mark.parametrize("file", ["README.md", "Makefile"])
+def test_how_many_are_compared_is_told_as_it_is(file: str) -> None:
+    told = re.search(r"beside (\d+) others on (\d+) workloads", (ROOT / file).read_text())
+    assert told
+    others = len(contestants.CONTESTANTS) - 1
+    assert [int(number) for number in told.groups()] == [others, len(compare.WORKLOADS)]
