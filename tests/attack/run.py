@@ -91,6 +91,8 @@ SLOW: Final = {
         "streams of 8 MiB that nobody reads, reset by --min-write-rate (after 5 s)",
         ("-X", "-w", "512", "-y", "1024", "-n", "5", "-z", "32"),
         "/attacked/large", 20, "aborted",
+        # beyond the capacity they are refused, and those who read that are idle
+        ("--keep-alive-timeout=10",),
     ),
 }  # fmt: skip
 PARTS: Final = (*SLOW, "drops")
