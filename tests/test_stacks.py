@@ -26,8 +26,13 @@ def test_code_in_c_that_holds_the_interpreters_lock_is_told_by_name_time_and_aga
     os.read(reading, 1)
     for _ in range(2):
         os.kill(child, DUMP_SIGNAL)
-        text = eventually(lambda: stacks.size and stacks.read(), "stacks")
-        assert "a_function_that_hangs_in_c" in text
+        told: list[str] = []  # it is written piece by piece
+
+        def complete(told: list[str] = told) -> bool:
+            told.append(stacks.read())
+            return "a_function_that_hangs_in_c" in "".join(told)
+
+        eventually(complete, "stacks")
     os.kill(child, signal.SIGSEGV)
     os.waitpid(child, 0)
     assert stacks.read().startswith("Fatal Python error: Segmentation fault")
