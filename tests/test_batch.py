@@ -16,7 +16,7 @@ import pytest
 
 from fluxor_fast import App, HTTPError, Request, Response
 from fluxor_fast.arbiter.shared import SharedMemory, Word
-from fluxor_fast.server import batch
+from fluxor_fast.server import batch, leaving, running
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import POLL
 from fluxor_fast.server.protocol import HttpProtocol
@@ -29,6 +29,7 @@ from tests.support.turns import Bench, Clock, HandLoop
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(batch, "monotonic", clock)
+    monkeypatch.setattr(running, "monotonic", clock)
     return clock
 
 
@@ -460,11 +461,11 @@ def check_sequence(events: list[Event], **knobs: int) -> None:
         assert region[Word.OFFERED] == sum(n for what, _, n in events if what == "arrive")
 
     original = batch.monotonic
-    batch.monotonic = clock
+    batch.monotonic = running.monotonic = clock
     try:
         asyncio.run(run())
     finally:
-        batch.monotonic = original
+        batch.monotonic = running.monotonic = original
 
 
 # limits of routes, clients' own deadlines, pacing
@@ -687,7 +688,7 @@ RESPONSES: dict[str, Callable[[], Response]] = {
     "nothing": lambda: Response(b"not sent", 204),
     "moved": lambda: Response(b"", 308, {"Location": "/"}),
     "missing": lambda: Response("no", 404),
-    "large": lambda: Response(b"x" * batch.LARGE),
+    "large": lambda: Response(b"x" * leaving.LARGE),
     "splitting": lambda: Response(b"x", headers={"X-A": "1\r\nX-B: 2"}),
     "owned": lambda: Response(b"x", headers={"Content-Length": "1"}),
     "typed": lambda: Response(b"x", content_type="text/plain\r\nX-B: 2"),

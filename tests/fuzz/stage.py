@@ -33,7 +33,7 @@ from typing import Any, Final
 from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
 from fluxor_fast.http.request import Head
-from fluxor_fast.server import batch
+from fluxor_fast.server import batch, leaving, running
 from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import request_ids
@@ -53,7 +53,7 @@ TICK: Final = 1 / 1024  # seconds; all times are multiples of it, so that sums a
 HIGH_WATER: Final = 2048
 CONNECTIONS: Final = 4
 ROUNDS: Final = 2000  # far more than any input needs to come to rest
-BIG: Final = bytes(batch.LARGE)
+BIG: Final = bytes(leaving.LARGE)
 
 
 class Deliberate(Exception):
@@ -490,8 +490,9 @@ class Stage:
         logger = logging.getLogger("fluxor_fast")
         logger.addHandler(self._log)
         propagate, logger.propagate = logger.propagate, False
-        clock, batch.monotonic = batch.monotonic, self._monotonic
-        running = asyncio._get_running_loop()
+        clock = batch.monotonic
+        batch.monotonic = running.monotonic = self._monotonic
+        outer = asyncio._get_running_loop()
         asyncio._set_running_loop(self.loop)  # type: ignore[arg-type]
         try:
             self._reset(warm)
@@ -504,8 +505,8 @@ class Stage:
             self._check_nothing_left()
             return answers
         finally:
-            asyncio._set_running_loop(running)
-            batch.monotonic = clock
+            asyncio._set_running_loop(outer)
+            batch.monotonic = running.monotonic = clock
             logger.propagate = propagate
             logger.removeHandler(self._log)
 
