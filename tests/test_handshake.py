@@ -17,7 +17,7 @@ from fluxor_fast.config import TlsSettings
 from fluxor_fast.server.handshake import HIGH_WATER, TlsProtocol
 from fluxor_fast.server.protocol import LINGER
 from fluxor_fast.server.tls import Certificates
-from tests import test_answering, test_protocol
+from tests import test_answering, test_leaving, test_protocol
 from tests.support.certificates import Authority
 from tests.support.gates import BIG, Gates, make_app
 from tests.support.inprocess import (
@@ -91,7 +91,8 @@ SAME: list[tuple[str, dict[str, Any]]] = [
 def test_as_without_tls(
     test: str, arguments: dict[str, Any], tls: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = test_answering if hasattr(test_answering, f"test_{test}") else test_protocol
+    modules = (test_answering, test_leaving, test_protocol)
+    (module,) = (one for one in modules if hasattr(one, f"test_{test}"))
     monkeypatch.setattr(module, "serving", functools.partial(serving, tls=tls))
     getattr(module, f"test_{test}")(**arguments)
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from fluxor_fast import App
+from fluxor_fast import App, Request
 from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
 from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
@@ -172,3 +172,32 @@ class Bench:
         region = self.memory.region(0)
         observed = sum(region[Word.BUCKETS + at] for at in range(len(BOUNDS) + 1))
         assert observed == f["completed"]
+
+
+def burning_app(clock: Clock, seconds: float = 0.001) -> tuple[App, list[str]]:
+    app, served = App(), []
+
+    @app.get("/burn/{n:int}")
+    def burn(request: Request, n: int) -> dict[str, int]:
+        clock.now += seconds
+        served.append(f"burn {n}")
+        return {"n": n}
+
+    @app.get("/bytes/{n:int}")
+    def octets(request: Request, n: int) -> bytes:
+        clock.now += seconds
+        served.append(f"bytes {n}")
+        return b"not the short way"
+
+    @app.get("/health", priority="exempt")
+    def health(request: Request) -> dict[str, str]:
+        served.append("health")
+        return {"status": "healthy"}
+
+    @app.get("/wait/{n:int}")
+    async def wait(request: Request, n: int) -> dict[str, int]:
+        served.append(f"wait {n}")
+        await app.state.gate.wait()
+        return {"n": n}
+
+    return app, served
