@@ -108,7 +108,7 @@ async def test_a_small_cap_is_kept_and_answers_all(cap: int) -> None:
     async with serving(app, max_pipeline=cap) as server:
         client, _ = await server.pair()
         await client.send(head("/wait/a") + b"".join(head(f"/n/{n}") for n in range(10)))
-        await until(lambda: gates.entered, "the first runs")
+        await until(lambda: gates.log, "the first runs")
         await turns()
         assert server.runner.counters.offered == cap
         gates.open("a")
@@ -124,7 +124,7 @@ async def test_all_that_came_before_the_end_of_input_is_answered(cap: int) -> No
     async with serving(app, max_pipeline=cap) as server:
         client = await server.connect()
         await client.send(head("/wait/a") + b"".join(head(f"/n/{n}") for n in range(20)))
-        await until(lambda: gates.entered, "the first runs")
+        await until(lambda: gates.log, "the first runs")
         client.shut()
         await turns()
         gates.open("a")
@@ -232,7 +232,7 @@ async def test_half_close_gets_its_answer_and_the_end() -> None:
     async with serving(app) as server:
         client = await server.connect()
         await client.send(head("/wait/a"))
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         client.shut()
         await turns()
         gates.open("a")
@@ -290,7 +290,7 @@ async def test_a_client_that_goes_while_it_waits_for_a_slot_frees_its_permits(ho
     async with serving(app, slots=1) as server:
         running = await server.connect()
         await running.send(head("/wait/running"))
-        await until(lambda: gates.entered, "one runs")
+        await until(lambda: gates.log, "one runs")
         client = await server.connect()
         await client.send(head("/wait/x") * 3)
         await until(lambda: server.permits == 4, "three wait")
@@ -300,7 +300,7 @@ async def test_a_client_that_goes_while_it_waits_for_a_slot_frees_its_permits(ho
         gates.open("running")
         assert (await running.answer()).status == 200
         await turns()
-        assert gates.entered == ["running"]  # no handler ran for nobody
+        assert gates.log == ["running"]  # no handler ran for nobody
 
 
 @in_loop
@@ -309,7 +309,7 @@ async def test_a_client_that_goes_while_its_handler_runs_keeps_its_permit_till_t
     async with serving(app) as server:
         client, protocol = await server.pair()
         await client.send(head("/wait/a"))
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         client.reset()
         await until(lambda: protocol.closed, "the server knows")
         assert server.permits == 1
@@ -412,7 +412,7 @@ async def test_no_timeout_while_a_request_is_in_progress() -> None:
     async with serving(app) as server:
         client = await server.connect()
         await client.send(head("/wait/a") + b"GET / HT")
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         server.check(1000)
         gates.open("a")
         assert (await client.answer()).status == 200
@@ -489,7 +489,7 @@ async def test_draining_answers_what_is_in_the_system_and_closes() -> None:
         await idle.get("/")
         await busy.send(head("/n/1") + head("/wait/a") + head("/n/2"))
         assert (await busy.answer()).status == 200
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         server.runner.draining = True
         for connection in list(server.service.open):
             connection.close_idle()
@@ -508,7 +508,7 @@ async def test_what_does_not_end_is_cancelled_and_gives_everything_back() -> Non
     async with serving(app, slots=1) as server:
         client = await server.connect()
         await client.send(head("/wait/a") + head("/wait/b"))
-        await until(lambda: gates.entered and server.permits == 2, "one runs, one waits")
+        await until(lambda: gates.log and server.permits == 2, "one runs, one waits")
         server.runner.draining = True
         assert await server.runner.finish(0.01) >= 1
         assert await client.at_end()
@@ -522,7 +522,7 @@ async def test_what_comes_behind_the_last_request_while_it_runs_does_not_reset_i
     async with serving(app) as server:
         client, protocol = await server.pair()
         await client.send(head("/wait/a", "Connection: close"))
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         await client.send(b"more")
         await turns()
         gates.open("a")

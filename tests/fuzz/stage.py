@@ -34,18 +34,15 @@ from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
 from fluxor_fast.http.request import Head
 from fluxor_fast.server import batch, leaving, running
-from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import request_ids
-from fluxor_fast.server.common import Service, Timeouts
-from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import Reader
 from fluxor_fast.server.heads import HeadCache
 from fluxor_fast.server.protocol import HttpProtocol
 from fluxor_fast.server.refusal import Refusals
 from tests.fuzz.answers import CONTINUE, Answer, take
 from tests.fuzz.parsers import LIMITS, Plain
-from tests.support.inprocess import make_runner
+from tests.support.inprocess import make_runner, make_service
 
 __all__ = ["Stage"]
 
@@ -458,16 +455,13 @@ class Stage:
         )
         self.runner.refusals = Refusals(lambda: 0.0)
         self.runner.block = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nX-Request-ID: "
-        self.service = Service(
-            app=self.app,
-            runner=self.runner,
+        self.service = make_service(
+            self.app,
+            self.runner,
+            memory,
             heads=self._heads(entries),
-            timeouts=Timeouts(head=10, body=30, keep_alive=75, write=30),
-            connections=SharedLimit(memory.connections, 0, fence, KernelLock(memory.fd, 2)),
             max_connections=CONNECTIONS - 1,
             max_pipeline=4,
-            proxies=Proxies(Trust()),
-            open=set(),
         )
         self.transports: list[Transport] = []
         self._protocols: list[HttpProtocol] = []

@@ -8,14 +8,9 @@ from typing import Any
 
 from fluxor_fast import App, Request
 from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
-from fluxor_fast.server.addresses import Trust
-from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import BatchRunner
-from fluxor_fast.server.common import Service, Timeouts
-from fluxor_fast.server.forwarded import Proxies
-from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol
-from tests.support.inprocess import head, make_runner
+from tests.support.inprocess import head, make_runner, make_service
 
 
 class Clock:
@@ -112,18 +107,7 @@ class Bench:
         self.loop = loop
         self.memory = memory or SharedMemory(2)
         self.runner: BatchRunner = make_runner(loop, self.memory, **knobs)
-        share = SharedLimit(self.memory.connections, 0, full_fence(), KernelLock(self.memory.fd, 2))
-        self.service = Service(
-            app=app,
-            runner=self.runner,
-            heads=HeadCache(app.router(), Limits(), lambda: self.runner.counters.offered),
-            timeouts=Timeouts(10, 30, 75, 30),
-            connections=share,
-            max_connections=1000,
-            max_pipeline=32,
-            proxies=Proxies(Trust()),
-            open=set(),
-        )
+        self.service = make_service(app, self.runner, self.memory)
 
     def connect(self, kind: type[Transport] = Transport) -> HttpProtocol:
         protocol = HttpProtocol(self.service)
