@@ -20,7 +20,7 @@ async def test_a_fast_answer_waits_behind_a_slow_one() -> None:
         await client.send(head("/n/1") + head("/wait/a") + head("/n/2") + head("/wait/b"))
         await client.send(head("/n/3"))
         assert (await client.answer()).json() == {"n": 1}
-        await until(lambda: gates.entered == ["a", "b"], "both run")
+        await until(lambda: gates.log == ["a", "b"], "both run")
         gates.open("b")
         assert await client.silent()
         gates.open("a")
@@ -34,7 +34,7 @@ async def test_a_refusal_keeps_its_place_in_the_order() -> None:
     async with serving(app, max_ccu=2) as server:
         client = await server.connect()
         await client.send(b"".join(head(path) for path in ("/wait/a", "/wait/b", "/n/1")))
-        await until(lambda: len(gates.entered) == 2, "two run")
+        await until(lambda: len(gates.log) == 2, "two run")
         assert await client.silent()  # the third is refused already, and waits
         gates.open("b")
         gates.open("a")
@@ -49,7 +49,7 @@ async def test_a_request_after_answers_that_left_in_one_turn_does_not_overtake_t
         client, protocol = await server.pair()
         await client.get("/")  # its head is in the cache: the short way
         await client.send(head("/wait/a") + head("/wait/b"))
-        await until(lambda: len(gates.entered) == 2, "both run")
+        await until(lambda: len(gates.log) == 2, "both run")
         gates.open("a")
         gates.open("b")
         while protocol.current is not None:
@@ -66,7 +66,7 @@ async def test_an_error_after_answers_that_left_in_one_turn_does_not_overtake_th
     async with serving(app) as server:
         client, protocol = await server.pair()
         await client.send(head("/wait/a") + head("/wait/b"))
-        await until(lambda: len(gates.entered) == 2, "both run")
+        await until(lambda: len(gates.log) == 2, "both run")
         gates.open("a")
         gates.open("b")
         while protocol.current is not None:
@@ -81,9 +81,7 @@ async def test_an_error_after_answers_that_left_in_one_turn_does_not_overtake_th
 @in_loop
 async def test_a_slow_reader_keeps_its_permit_until_it_has_read() -> None:
     async with serving(make_app()[0]) as server:
-        client, protocol = await server.pair()
-        await client.send(head("/big"))
-        await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+        client, _ = await server.stuck(head("/big"))
         await turns()
         assert server.permits == 1
         assert server.counters()["completed"] == 1
@@ -96,9 +94,7 @@ async def test_a_slow_reader_keeps_its_permit_until_it_has_read() -> None:
 async def test_nothing_is_read_from_a_client_that_does_not_take_in_its_answers() -> None:
     app, _ = make_app()
     async with serving(app) as server:
-        client, protocol = await server.pair()
-        await client.send(head("/big"))
-        await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+        client, _ = await server.stuck(head("/big"))
         await client.send(head("/n/1") * 3)
         await turns()
         assert app.state.served == []
@@ -126,9 +122,7 @@ async def test_a_big_answer_behind_a_slow_one_keeps_its_permit() -> None:
 @in_loop
 async def test_the_end_of_a_slow_reader_gives_its_permit_back(how: str) -> None:
     async with serving(make_app()[0]) as server:
-        client, protocol = await server.pair()
-        await client.send(head("/big"))
-        await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+        client, _ = await server.stuck(head("/big"))
         assert server.permits == 1
         if how == "reset":
             await client.send(head("/"))

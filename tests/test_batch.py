@@ -16,49 +16,20 @@ import pytest
 
 from fluxor_fast import App, HTTPError, Request, Response
 from fluxor_fast.arbiter.shared import SharedMemory, Word
-from fluxor_fast.server import batch
+from fluxor_fast.server import batch, leaving, running
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
-from fluxor_fast.server.batch import POLL
 from fluxor_fast.server.protocol import HttpProtocol
 from tests.support.inprocess import head, in_loop, serving, until
 from tests.support.seeds import seeded
-from tests.support.turns import Bench, Clock, HandLoop
+from tests.support.turns import Bench, Clock, HandLoop, burning_app
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(batch, "monotonic", clock)
+    monkeypatch.setattr(running, "monotonic", clock)
     return clock
-
-
-def burning_app(clock: Clock, seconds: float = 0.001) -> tuple[App, list[str]]:
-    app, served = App(), []
-
-    @app.get("/burn/{n:int}")
-    def burn(request: Request, n: int) -> dict[str, int]:
-        clock.now += seconds
-        served.append(f"burn {n}")
-        return {"n": n}
-
-    @app.get("/bytes/{n:int}")
-    def octets(request: Request, n: int) -> bytes:
-        clock.now += seconds
-        served.append(f"bytes {n}")
-        return b"not the short way"
-
-    @app.get("/health", priority="exempt")
-    def health(request: Request) -> dict[str, str]:
-        served.append("health")
-        return {"status": "healthy"}
-
-    @app.get("/wait/{n:int}")
-    async def wait(request: Request, n: int) -> dict[str, int]:
-        served.append(f"wait {n}")
-        await app.state.gate.wait()
-        return {"n": n}
-
-    return app, served
 
 
 # slices
@@ -174,73 +145,6 @@ def test_a_deadline_counts_from_each_requests_own_arrival(clock: Clock) -> None:
     assert served == ["burn 0", "burn 1", "burn 9"]
     assert late.transport.statuses == [200]
     assert bench.shed("deadline") == 1
-
-
-# slots
-
-
-@in_loop
-async def test_who_waits_for_a_slot_gets_it_first_in_first_out() -> None:
-    clock = Clock()
-    app, served = burning_app(clock)
-    app.state.gate = asyncio.Semaphore(0)
-    app.state.gate.wait = app.state.gate.acquire
-    bench = Bench(app, asyncio.get_running_loop(), slots=1)
-    for n in range(5):
-        bench.ask(f"/wait/{n}")
-    for n in range(5):
-        await until(lambda n=n: len(served) == n + 1, "the next one runs")
-        assert bench.memory.slots[0] == 1
-        app.state.gate.release()
-    await until(lambda: bench.runner.busy == 0, "all are done")
-    assert served == [f"wait {n}" for n in range(5)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    bench.assert_empty()
-
-
-@in_loop
-async def test_a_slot_given_back_by_another_worker_is_found_by_the_poll() -> None:
-    clock = Clock()
-    app, served = burning_app(clock)
-    app.state.gate = asyncio.Event()
-    memory = SharedMemory(2)
-    other = SharedLimit(memory.slots, 1, full_fence(), KernelLock(memory.fd, 1))
-    assert other.acquire(1, 1) == 1
-    loop = HandLoop()
-    bench = Bench(app, loop, memory=memory, slots=1)
-    bench.ask("/wait/1")
-    for _ in range(3):
-        loop.run()
-        assert served == []
-        assert [delay for delay, _ in loop.later] == [POLL]  # one poll, not one for each turn
-        loop.wake()
-    other.release(1)
-    loop.run()
-    await asyncio.sleep(0)
-    assert served == ["wait 1"]
-    app.state.gate.set()
-    await until(lambda: bench.runner.busy == 0, "it is done")
-    loop.run()
-    assert loop.later == []
-    bench.assert_empty()
-
-
-@in_loop
-async def test_synchronous_requests_need_no_slot() -> None:
-    clock = Clock()
-    app, _served = burning_app(clock)
-    app.state.gate = asyncio.Event()
-    bench = Bench(app, asyncio.get_running_loop(), slots=1)
-    bench.ask("/wait/1")
-    bench.ask("/wait/2")
-    quick = bench.ask("/burn/3")
-    await until(lambda: quick.transport.statuses == [200], "it is answered")
-    app.state.gate.set()
-    await until(lambda: bench.runner.busy == 0, "all are done")
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    bench.assert_empty()
 
 
 # the end
@@ -460,11 +364,11 @@ def check_sequence(events: list[Event], **knobs: int) -> None:
         assert region[Word.OFFERED] == sum(n for what, _, n in events if what == "arrive")
 
     original = batch.monotonic
-    batch.monotonic = clock
+    batch.monotonic = running.monotonic = clock
     try:
         asyncio.run(run())
     finally:
-        batch.monotonic = original
+        batch.monotonic = running.monotonic = original
 
 
 # limits of routes, clients' own deadlines, pacing
@@ -687,7 +591,7 @@ RESPONSES: dict[str, Callable[[], Response]] = {
     "nothing": lambda: Response(b"not sent", 204),
     "moved": lambda: Response(b"", 308, {"Location": "/"}),
     "missing": lambda: Response("no", 404),
-    "large": lambda: Response(b"x" * batch.LARGE),
+    "large": lambda: Response(b"x" * leaving.LARGE),
     "splitting": lambda: Response(b"x", headers={"X-A": "1\r\nX-B: 2"}),
     "owned": lambda: Response(b"x", headers={"Content-Length": "1"}),
     "typed": lambda: Response(b"x", content_type="text/plain\r\nX-B: 2"),

@@ -13,34 +13,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fluxor_fast import App, HTTPError, Request
+from fluxor_fast import HTTPError
 from fluxor_fast.server.framing import ChunkedDecoder, Reader
 from fluxor_fast.server.heads import HeadCache, Limits
 from tests.support.inprocess import head, post
+from tests.support.routes import bare_router
 from tests.support.seeds import cut, examples, seeded, single
 
 LIMITS = Limits(head=512, target=100, headers=10, body=64)
 
 
-def _app() -> App:
-    app = App()
-
-    @app.route("/", methods=("GET", "POST"))
-    def home(request: Request) -> None: ...
-
-    @app.post("/small", max_body=4)
-    def small(request: Request) -> None: ...
-
-    @app.post("/none", max_body=0)
-    def none(request: Request) -> None: ...
-
-    @app.post("/large", max_body=100_000)
-    def large(request: Request) -> None: ...
-
-    return app
-
-
-ROUTER = _app().router()
+ROUTER = bare_router(
+    "GET /", "POST /", "POST /small", "POST /none", "POST /large", small=4, none=0, large=100_000
+)
 Message = tuple[str, str, bytes]
 
 

@@ -17,7 +17,7 @@ from fluxor_fast.config import TlsSettings
 from fluxor_fast.server.handshake import HIGH_WATER, TlsProtocol
 from fluxor_fast.server.protocol import LINGER
 from fluxor_fast.server.tls import Certificates
-from tests import test_answering, test_protocol
+from tests import test_answering, test_leaving, test_protocol
 from tests.support.certificates import Authority
 from tests.support.gates import BIG, Gates, make_app
 from tests.support.inprocess import (
@@ -91,7 +91,8 @@ SAME: list[tuple[str, dict[str, Any]]] = [
 def test_as_without_tls(
     test: str, arguments: dict[str, Any], tls: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = test_answering if hasattr(test_answering, f"test_{test}") else test_protocol
+    modules = (test_answering, test_leaving, test_protocol)
+    (module,) = (one for one in modules if hasattr(one, f"test_{test}"))
     monkeypatch.setattr(module, "serving", functools.partial(serving, tls=tls))
     getattr(module, f"test_{test}")(**arguments)
 
@@ -280,7 +281,7 @@ async def test_a_client_that_ends_tls_while_its_request_runs_is_gone(
     async with serving(app, tls=tls) as server:
         client = await server.connect()
         await client.send(head("/n/1") + head("/wait/a") + head("/n/2") * 8)
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         client.shut()
         await nobody(server)
         gates.open("a")
@@ -351,7 +352,7 @@ async def test_who_ends_tls_and_reads_nothing_more_is_gone_though_a_request_runs
     async with serving(app, tls=tls) as server:
         client, _ = await unread(server)
         await client.send(head("/wait/a"))
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         client.shut()
         await nobody(server)
         gates.open("a")

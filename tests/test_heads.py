@@ -15,29 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxor_fast import App, HTTPError, Request
+from fluxor_fast import HTTPError
 from fluxor_fast.http.request import CHUNKED, Head
 from fluxor_fast.routing import Route
 from fluxor_fast.server.heads import HeadCache, Limits, parse_head
 from tests.support.heads import contents
+from tests.support.routes import bare_router
 from tests.support.seeds import examples
 
 LIMITS = Limits(head=4096, target=200, headers=20, body=1000)
 
 
-def _app() -> App:
-    app = App()
-
-    @app.get("/")
-    def home(request: Request) -> None: ...
-
-    @app.post("/items/{item:int}")
-    def item(request: Request, item: int) -> None: ...
-
-    return app
-
-
-ROUTER = _app().router()
+ROUTER = bare_router("GET /", "POST /items/{item:int}")
 
 
 def parse(raw: bytes) -> Head:
@@ -936,7 +925,7 @@ def worst(number: int) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", worst(0))
 def test_the_cache_is_bounded_in_entries_and_in_bytes_whatever_the_heads(kind: str) -> None:
     """Others hit, so that it never rests."""
-    router, limits = _app().router(), Limits()
+    router, limits = ROUTER, Limits()
     others = iter(range(10**6, 10**9, 10**6))  # who hit, so that it goes on
     heads = HeadCache(router, limits, others.__next__)
     for number in range(1300):

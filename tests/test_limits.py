@@ -260,14 +260,9 @@ async def test_a_rate_does_not_put_off_the_deadline() -> None:
 
 async def slow_reader(server: Server) -> tuple[Client, HttpProtocol]:
     """Return a client that has asked for much and whose window is small."""
-    before = set(server.service.open)
-    client = await server.connect(receive_buffer=4096)
-    await until(lambda: server.service.open - before, "the server takes the connection")
-    (protocol,) = server.service.open - before
-    await client.send(head("/big"))
-    await until(lambda: protocol.write_paused, "the answer stands in the buffer")
+    stuck = await server.stuck(head("/big"), receive_buffer=4096)
     await turns()
-    return client, protocol
+    return stuck
 
 
 async def read(client: Client, protocol: HttpProtocol, count: int) -> None:
@@ -431,11 +426,9 @@ async def test_answers_that_come_to_a_full_buffer_are_not_held_against_the_reade
         return b"x" * 60_000
 
     async with serving(app, timeouts=RATES) as server:
-        client = await server.connect(receive_buffer=4096)
-        await until(lambda: server.service.open, "the server takes the connection")
-        (protocol,) = server.service.open
-        await client.send(head("/big") + b"".join(head(f"/slow/{n}") for n in range(8)))
-        await until(lambda: protocol.write_paused and len(gates.entered) == 8, "the buffer is full")
+        slow_ones = b"".join(head(f"/slow/{n}") for n in range(8))
+        client, protocol = await server.stuck(head("/big") + slow_ones, receive_buffer=4096)
+        await until(lambda: len(gates.log) == 8, "all run")
         for n in range(8):
             await read(client, protocol, 20_000)
             gates.open(str(n))
@@ -487,7 +480,7 @@ async def test_an_old_connection_that_is_in_the_middle_of_something_ends_well(be
     async with serving(app, timeouts=Timeouts(10, 30, 75, 30, age=100)) as server:
         client = await server.connect()
         await client.send(head("/wait/a") + begun)
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         server.check(101)
         gates.open("a")
         assert "connection" not in (await client.answer()).headers  # its head had been made
@@ -659,7 +652,7 @@ async def test_bodies_behind_one_request_are_not_all_taken_in() -> None:
     async with serving(app, max_ccu=1, limits=Limits(body=100_000)) as server:
         client, protocol = await server.pair()
         await client.send(head("/wait/a"))
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         sending = asyncio.ensure_future(client.send(post("/echo", b"x" * 100_000) * 31))
         await until(lambda: protocol.paused, "no more is read")
         await turns()
@@ -707,7 +700,7 @@ async def test_what_a_client_can_make_a_connection_hold_is_below_the_bound_that_
     async with serving(app, max_ccu=1) as server:
         client, protocol = await server.pair()
         await client.send(head("/wait/a"))
-        await until(lambda: gates.entered, "it runs")
+        await until(lambda: gates.log, "it runs")
         flood = b""
         for body in (*[0] * 29, LONG, LONG - 1, LONG):
             fields = [f"{len(flood)}-{n}: {'p' * 140}" for n in range(95)]

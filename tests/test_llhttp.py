@@ -14,25 +14,17 @@ from pathlib import Path
 import httptools
 import pytest
 
-from fluxor_fast import App, HTTPError, Request
+from fluxor_fast import HTTPError
 from fluxor_fast.server import heads
 from fluxor_fast.server.heads import Limits, parse_head
 from tests.support import docs
+from tests.support.routes import bare_router
 
 LIMITS = Limits(head=16 * 1024, target=100, headers=10, body=1000)
 Row = tuple[bytes, str, str]
 
 
-def _app() -> App:
-    app = App()
-
-    @app.get("/")
-    def home(request: Request) -> None: ...
-
-    return app
-
-
-ROUTER = _app().router()
+ROUTER = bare_router("GET /")
 
 
 def get(*lines: bytes, first: bytes = b"GET / HTTP/1.1", host: bytes = b"Host: a") -> bytes:

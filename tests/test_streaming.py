@@ -38,6 +38,7 @@ from fluxor_fast.server.streaming import (
     AnswerWriter,
     BodyStream,
 )
+from tests.support.gates import Gates, assert_fails_alone
 from tests.support.inprocess import Client, head, in_loop, post, serving, turns, until
 from tests.support.seeds import cut, seeded, single
 
@@ -46,21 +47,13 @@ ONE_READ = 256 * 1024
 PIECE = b"x" * 16 * 1024
 
 
-class Stage:
-    """What handlers have done, and a gate for them to wait at."""
+class Stage(Gates):
+    """What handlers have done, and gates for them to wait at."""
 
     def __init__(self) -> None:
-        self.gates: dict[str, asyncio.Event] = {}
-        self.log: list[Any] = []
+        super().__init__()
         self.given = 0  # bytes handed out by the endless stream
         self.closed = 0  # streams whose end was reached, whatever the end was
-
-    async def wait(self, name: str) -> None:
-        self.log.append(name)
-        await self.gates.setdefault(name, asyncio.Event()).wait()
-
-    def open(self, name: str) -> None:
-        self.gates.setdefault(name, asyncio.Event()).set()
 
 
 async def pieces(stage: Stage, *given: bytes | str, gate: str = "") -> AsyncIterator[bytes | str]:
@@ -366,10 +359,7 @@ async def test_too_little_or_too_much_ends_the_connection_and_never_exceeds_the_
 @in_loop
 async def test_too_much_at_once_is_500(said: int, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(make_app()[0]) as server:
-        client = await server.connect()
-        assert (await client.get(f"/length/{said}")).status == 500
-        assert (await client.get("/n/1")).status == 200
-        assert len(caplog.records) == 1
+        await assert_fails_alone(server, f"/length/{said}", caplog.records)
 
 
 @in_loop
@@ -451,12 +441,7 @@ async def test_headers_of_a_stream_are_checked_as_all_are(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(make_app()[0]) as server:
-        client = await server.connect()
-        answer = await client.get(path)
-        assert answer.status == 500
-        assert "x-b" not in answer.headers
-        assert (await client.get("/n/1")).status == 200
-        assert len(caplog.records) == 1
+        await assert_fails_alone(server, path, caplog.records)
 
 
 # answers: order, back-pressure
@@ -508,10 +493,7 @@ async def test_a_slow_reader_holds_up_its_iterator_and_keeps_permit_and_slot() -
     """What is handed out and not with the client stays within the buffers on the way."""
     app, stage = make_app()
     async with serving(app) as server:
-        client = await server.connect(receive_buffer=32 * 1024)
-        await client.send(head("/endless"))
-        (protocol,) = server.service.open
-        await until(lambda: protocol.write_paused, "the buffers are full")
+        client, protocol = await server.stuck(head("/endless"), receive_buffer=32 * 1024)
         await turns()
         given = stage.given
         await turns()
@@ -571,9 +553,7 @@ async def test_streams_that_began_together_held_up_the_loop_for_seconds() -> Non
 async def test_a_client_that_takes_in_nothing_is_dropped_after_the_write_timeout() -> None:
     app, stage = make_app()
     async with serving(app) as server:
-        client, protocol = await server.pair()
-        await client.send(head("/endless"))
-        await until(lambda: protocol.write_paused, "the buffers are full")
+        await server.stuck(head("/endless"))
         server.check(30)
         await turns()
         assert stage.closed == 0
@@ -618,12 +598,7 @@ async def test_an_iterator_that_fails_before_anything_was_sent_is_500(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(make_app()[0]) as server:
-        client = await server.connect()
-        answer = await client.get(path)
-        assert answer.status == 500
-        assert b"secret" not in answer.body
-        assert (await client.get("/n/1")).status == 200
-        assert len(caplog.records) == 1
+        await assert_fails_alone(server, path, caplog.records)
 
 
 @in_loop

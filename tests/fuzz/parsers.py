@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from fluxor_fast import App, HTTPError, Request
+from fluxor_fast import HTTPError
 from fluxor_fast.http.request import Head
 from fluxor_fast.server.framing import END, ChunkedDecoder, Reader
 from fluxor_fast.server.heads import HeadCache, Limits, parse_head
 from tests.fuzz.inputs import expanded, pieces, split
 from tests.support.heads import contents
+from tests.support.routes import bare_router
 
 __all__ = ["LIMITS", "Plain", "chunked", "heads", "reader"]
 
@@ -23,25 +24,7 @@ LIMITS = Limits(head=512, target=128, headers=12, body=256)
 """Small, so that inputs reach them."""
 
 
-def _router() -> Any:
-    app = App()
-
-    @app.get("/")
-    def home(request: Request) -> None: ...
-
-    @app.get("/items/{item:int}")
-    def item(request: Request, item: int) -> None: ...
-
-    @app.post("/echo")
-    def echo(request: Request) -> None: ...
-
-    @app.post("/small", max_body=4)
-    def small(request: Request) -> None: ...
-
-    return app.router()
-
-
-ROUTER = _router()
+ROUTER = bare_router("GET /", "GET /items/{item:int}", "POST /echo", "POST /small", small=4)
 
 
 class Plain(HeadCache):

@@ -33,19 +33,16 @@ from typing import Any, Final
 from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
 from fluxor_fast.http.request import Head
-from fluxor_fast.server import batch
-from fluxor_fast.server.addresses import Trust
+from fluxor_fast.server import batch, leaving, running
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import request_ids
-from fluxor_fast.server.common import Service, Timeouts
-from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.framing import Reader
 from fluxor_fast.server.heads import HeadCache
 from fluxor_fast.server.protocol import HttpProtocol
 from fluxor_fast.server.refusal import Refusals
 from tests.fuzz.answers import CONTINUE, Answer, take
 from tests.fuzz.parsers import LIMITS, Plain
-from tests.support.inprocess import make_runner
+from tests.support.inprocess import make_runner, make_service
 
 __all__ = ["Stage"]
 
@@ -53,7 +50,7 @@ TICK: Final = 1 / 1024  # seconds; all times are multiples of it, so that sums a
 HIGH_WATER: Final = 2048
 CONNECTIONS: Final = 4
 ROUNDS: Final = 2000  # far more than any input needs to come to rest
-BIG: Final = bytes(batch.LARGE)
+BIG: Final = bytes(leaving.LARGE)
 
 
 class Deliberate(Exception):
@@ -458,16 +455,13 @@ class Stage:
         )
         self.runner.refusals = Refusals(lambda: 0.0)
         self.runner.block = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nX-Request-ID: "
-        self.service = Service(
-            app=self.app,
-            runner=self.runner,
+        self.service = make_service(
+            self.app,
+            self.runner,
+            memory,
             heads=self._heads(entries),
-            timeouts=Timeouts(head=10, body=30, keep_alive=75, write=30),
-            connections=SharedLimit(memory.connections, 0, fence, KernelLock(memory.fd, 2)),
             max_connections=CONNECTIONS - 1,
             max_pipeline=4,
-            proxies=Proxies(Trust()),
-            open=set(),
         )
         self.transports: list[Transport] = []
         self._protocols: list[HttpProtocol] = []
@@ -490,8 +484,9 @@ class Stage:
         logger = logging.getLogger("fluxor_fast")
         logger.addHandler(self._log)
         propagate, logger.propagate = logger.propagate, False
-        clock, batch.monotonic = batch.monotonic, self._monotonic
-        running = asyncio._get_running_loop()
+        clock = batch.monotonic
+        batch.monotonic = running.monotonic = self._monotonic
+        outer = asyncio._get_running_loop()
         asyncio._set_running_loop(self.loop)  # type: ignore[arg-type]
         try:
             self._reset(warm)
@@ -504,8 +499,8 @@ class Stage:
             self._check_nothing_left()
             return answers
         finally:
-            asyncio._set_running_loop(running)
-            batch.monotonic = clock
+            asyncio._set_running_loop(outer)
+            batch.monotonic = running.monotonic = clock
             logger.propagate = propagate
             logger.removeHandler(self._log)
 

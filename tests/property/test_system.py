@@ -40,7 +40,7 @@ from hypothesis.stateful import (
 from fluxor_fast import App, Request
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.routing import Priority
-from fluxor_fast.server import batch
+from fluxor_fast.server import batch, running
 from tests.support.seeds import examples
 from tests.support.turns import Clock
 from tests.support.workers import Client, Worker, figures
@@ -118,8 +118,11 @@ class System(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.patch = mock.patch.object(batch, "monotonic", self.clock)
-        self.patch.start()
+        self.patches = [
+            mock.patch.object(module, "monotonic", self.clock) for module in (batch, running)
+        ]
+        for patch in self.patches:
+            patch.start()
         self.real = asyncio.new_event_loop()
         self.calls: list[Call] = []  # of living workers
         self.count = 0
@@ -471,7 +474,8 @@ class System(RuleBasedStateMachine):
             for worker in self.workers:
                 self.inside(worker.cut_off)
             self.real.close()
-            self.patch.stop()
+            for patch in self.patches:
+                patch.stop()
 
     def let_all_end(self) -> None:
         for _ in range(200):

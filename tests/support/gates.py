@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from fluxor_fast import App, HTTPError, Request, Response
-from tests.support.inprocess import Client
+from tests.support.inprocess import Client, Server
 
 BIG = 8 * 1024 * 1024
 
@@ -16,10 +17,10 @@ class Gates:
 
     def __init__(self) -> None:
         self.events: dict[str, asyncio.Event] = {}
-        self.entered: list[str] = []
+        self.log: list[Any] = []
 
     async def wait(self, name: str) -> None:
-        self.entered.append(name)
+        self.log.append(name)
         await self.events.setdefault(name, asyncio.Event()).wait()
 
     def open(self, name: str) -> None:
@@ -126,3 +127,16 @@ def assert_refused(answer: Any, reason: str) -> None:
     assert document["code"] == "BACKPRESSURE"
     assert document["reason"] == reason
     assert document["error"] == "capacity_exceeded"
+
+
+async def assert_fails_alone(server: Server, path: str, logged: list[logging.LogRecord]) -> None:
+    """What a handler does wrong is a 500 that tells nothing, is logged once, and ends nothing."""
+    client = await server.connect()
+    answer = await client.get(path)
+    assert answer.status == 500
+    assert answer.json()["code"] == "INTERNAL_SERVER_ERROR"
+    assert b"secret" not in answer.body and b"Traceback" not in answer.body
+    assert "x-b" not in answer.headers
+    assert (await client.get("/n/1")).status == 200
+    assert [answer.headers["x-request-id"] in record.getMessage() for record in logged] == [True]
+    assert logged[0].exc_info

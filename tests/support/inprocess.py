@@ -338,6 +338,21 @@ def make_runner(
     return runner
 
 
+def make_service(
+    app: App, runner: BatchRunner, memory: SharedMemory, index: int = 0, **other: Any
+) -> Service:
+    """Return what ``worker.py`` has the connections of a worker share; ``other`` replaces some."""
+    share = SharedLimit(memory.connections, index, full_fence(), KernelLock(memory.fd, 2))
+    settings: dict[str, Any] = {
+        "heads": HeadCache(app.router(), Limits(), lambda: runner.counters.offered),
+        "timeouts": Timeouts(head=10, body=30, keep_alive=75, write=30),
+        "max_connections": 1000,
+        "max_pipeline": 32,
+        "proxies": Proxies(Trust()),
+    }
+    return Service(app=app, runner=runner, connections=share, open=set(), **{**settings, **other})
+
+
 def trust(*networks: str) -> Trust:
     """Return the trust in networks, or ``unix``, as they stand in the settings."""
     return Trust(one if one == "unix" else ip_network(one) for one in networks)
@@ -369,19 +384,17 @@ class Server:
         self.runner = make_runner(
             asyncio.get_running_loop(), self.memory, threads=self.threads, **knobs
         )
-        self.service = Service(
-            app=app,
-            runner=self.runner,
+        other: dict[str, Any] = {} if timeouts is None else {"timeouts": timeouts}
+        self.service = make_service(
+            app,
+            self.runner,
+            self.memory,
             heads=HeadCache(app.router(), limits or Limits(), lambda: self.runner.counters.offered),
-            timeouts=timeouts or Timeouts(head=10, body=30, keep_alive=75, write=30),
-            connections=SharedLimit(
-                self.memory.connections, 0, full_fence(), KernelLock(self.memory.fd, 2)
-            ),
             max_connections=max_connections,
             max_pipeline=max_pipeline,
             proxies=Proxies(trust(*trusted_proxies), forwarded_header),
-            open=set(),
             keep_alive_requests=keep_alive_requests,
+            **other,
         )
         if max_connections_per_client:
             self.service.clients = ClientLimit(
@@ -445,6 +458,16 @@ class Server:
 
         await until(new, "the server takes the connection")
         (protocol,) = new()
+        return client, protocol
+
+    async def stuck(self, data: bytes, **options: int) -> tuple[Client, HttpProtocol]:
+        """Return a new connection that has sent ``data``, and takes nothing in: buffers are full.
+
+        :param options: those of ``pair``.
+        """
+        client, protocol = await self.pair(**options)
+        await client.send(data)
+        await until(lambda: protocol.write_paused, "the buffers are full")
         return client, protocol
 
     @property

@@ -6,16 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from fluxor_fast import App
+from fluxor_fast import App, Request
 from fluxor_fast.arbiter.shared import BOUNDS, SHED_REASONS, SharedMemory, Word
-from fluxor_fast.server.addresses import Trust
-from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import BatchRunner
-from fluxor_fast.server.common import Service, Timeouts
-from fluxor_fast.server.forwarded import Proxies
-from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol
-from tests.support.inprocess import head, make_runner
+from tests.support.inprocess import head, make_runner, make_service
 
 
 class Clock:
@@ -112,18 +107,7 @@ class Bench:
         self.loop = loop
         self.memory = memory or SharedMemory(2)
         self.runner: BatchRunner = make_runner(loop, self.memory, **knobs)
-        share = SharedLimit(self.memory.connections, 0, full_fence(), KernelLock(self.memory.fd, 2))
-        self.service = Service(
-            app=app,
-            runner=self.runner,
-            heads=HeadCache(app.router(), Limits(), lambda: self.runner.counters.offered),
-            timeouts=Timeouts(10, 30, 75, 30),
-            connections=share,
-            max_connections=1000,
-            max_pipeline=32,
-            proxies=Proxies(Trust()),
-            open=set(),
-        )
+        self.service = make_service(app, self.runner, self.memory)
 
     def connect(self, kind: type[Transport] = Transport) -> HttpProtocol:
         protocol = HttpProtocol(self.service)
@@ -172,3 +156,32 @@ class Bench:
         region = self.memory.region(0)
         observed = sum(region[Word.BUCKETS + at] for at in range(len(BOUNDS) + 1))
         assert observed == f["completed"]
+
+
+def burning_app(clock: Clock, seconds: float = 0.001) -> tuple[App, list[str]]:
+    app, served = App(), []
+
+    @app.get("/burn/{n:int}")
+    def burn(request: Request, n: int) -> dict[str, int]:
+        clock.now += seconds
+        served.append(f"burn {n}")
+        return {"n": n}
+
+    @app.get("/bytes/{n:int}")
+    def octets(request: Request, n: int) -> bytes:
+        clock.now += seconds
+        served.append(f"bytes {n}")
+        return b"not the short way"
+
+    @app.get("/health", priority="exempt")
+    def health(request: Request) -> dict[str, str]:
+        served.append("health")
+        return {"status": "healthy"}
+
+    @app.get("/wait/{n:int}")
+    async def wait(request: Request, n: int) -> dict[str, int]:
+        served.append(f"wait {n}")
+        await app.state.gate.wait()
+        return {"n": n}
+
+    return app, served

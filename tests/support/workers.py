@@ -7,45 +7,17 @@ workers live in one process on one ``SharedMemory``, as many processes would; on
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from fluxor_fast import App
 from fluxor_fast.arbiter.shared import REGION, SHED_REASONS, SharedMemory, Word
-from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import BatchRunner
-from fluxor_fast.server.common import Service, Timeouts
+from fluxor_fast.server.common import Service
 from fluxor_fast.server.counters import Counters
-from fluxor_fast.server.forwarded import Proxies
-from fluxor_fast.server.heads import HeadCache, Limits
 from fluxor_fast.server.protocol import HttpProtocol
-from tests.support.inprocess import head, make_runner
-
-
-class HandLoop:
-    """Of an event loop, what a runner uses; goes round when told to."""
-
-    def __init__(self) -> None:
-        self.soon: deque[Callable[[], None]] = deque()
-        self.later: list[Callable[[], None]] = []
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        self.soon.append(call)
-
-    def call_later(self, delay: float, call: Callable[[], None]) -> None:
-        self.later.append(call)
-
-    def turn(self) -> None:
-        for _ in range(len(self.soon)):
-            self.soon.popleft()()
-
-    def wake(self) -> None:
-        """Do what was to be done later."""
-        later, self.later = self.later, []
-        for call in later:
-            call()
+from tests.support.inprocess import head, make_runner, make_service
+from tests.support.turns import HandLoop
 
 
 class Client:
@@ -117,17 +89,7 @@ class Worker:
             },
             **knobs,
         )
-        self.service = Service(
-            app=app,
-            runner=self.runner,
-            heads=HeadCache(app.router(), Limits(), lambda: self.runner.counters.offered),
-            timeouts=Timeouts(10, 30, 75, 30),
-            connections=self._share(memory.connections, 2),
-            max_connections=10_000,
-            max_pipeline=32,
-            proxies=Proxies(Trust()),
-            open=set(),
-        )
+        self.service = make_service(app, self.runner, memory, index, max_connections=10_000)
 
     def _share(self, words: memoryview[int], byte: int) -> SharedLimit:
         return SharedLimit(words, self.index, full_fence(), KernelLock(self.memory.fd, byte))

@@ -3,68 +3,48 @@
 A turn goes: arrivals → admission (what cannot be taken is refused at once) → exempt routes →
 what waits, a few milliseconds of it → one write per connection. Then the loop polls again.
 
+A ``BatchRunner`` is ``Leaving`` (how requests go), ``Running`` (tasks and their slots), with turns.
+Each knows only those before it.
+
 Rules:
 
-1. Every request leaves once, through ``_leave`` or the short path of ``_execute`` that does the
-   same: with its permit given back, and counted as completed, aborted or refused.
-2. Synchronous handlers run here, in order of arrival. Coroutines and blocking functions need a
-   slot of the instance; they wait for it first in, first out.
-3. While slots are taken, waiting requests are looked at every ``POLL`` seconds, so that a slot
+1. Synchronous handlers run here, in order of arrival. All others wait for a slot (see ``running``).
+2. While slots are taken, waiting requests are looked at every ``POLL`` seconds, so that a slot
    given back by another worker is found (that is the slack of work conservation), and one that
    has waited too long is told.
-4. Under standing overload what waits is let go by its waiting time (see ``queueing``), and the
+3. Under standing overload what waits is let go by its waiting time (see ``queueing``), and the
    connections of the refused are paced (see ``refusal``). Who does not stay away all the same
    gets only what is idle.
-5. While others wait for slots too, a worker takes no more than its share of them.
-6. An answer above ``LARGE`` bytes, or to a connection that already has too much unread, keeps
-   its permit until the client has taken it in.
-7. While new connections come as fast as they can be taken, handlers wait for a few turns of the
+4. While new connections come as fast as they can be taken, handlers wait for a few turns of the
    loop: a health check may be among the next. They have at least a slice in ``PUT_OFF`` turns.
-8. An answer that sends its body itself keeps permit and slot until its last byte has left; its
-   time is that to the first. But one that waits for others on its connection keeps no slot: it
-   would hold it for as long as the client likes, and as many as may be pipelined.
-9. Counters reach shared memory once a turn (see ``counters``).
+5. Counters reach shared memory once a turn (see ``counters``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextvars import copy_context
 from inspect import CORO_CREATED, getcoroutinestate
 from itertools import count
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from fluxor_fast.errors import HTTPError
-from fluxor_fast.http.request import CURRENT, Request
-from fluxor_fast.http.response import (
-    Response,
-    encode_json,
-    encode_text,
-    error_response,
-    to_response,
-)
-from fluxor_fast.http.streaming import BodySender
+from fluxor_fast.http.request import Request
+from fluxor_fast.http.response import Response, encode_json, encode_text, to_response
 from fluxor_fast.routing import Kind, Priority, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
-from fluxor_fast.server.counters import Counters
-from fluxor_fast.server.eager import begin
+from fluxor_fast.server.leaving import LARGE
 from fluxor_fast.server.queueing import WaitingQueue
-from fluxor_fast.server.refusal import Pacer, Refusals
-from fluxor_fast.server.streaming import CLOSE, AnswerWriter, Turns, is_cancelled
+from fluxor_fast.server.running import Running
+from fluxor_fast.server.streaming import Turns
 
 if TYPE_CHECKING:
     from fluxor_fast.server.answering import Answering
     from fluxor_fast.server.protocol import HttpProtocol
 
 __all__ = ["BatchRunner", "request_ids"]
-
-log = logging.getLogger("fluxor_fast.server")
 
 POLL: Final = 0.002
 LET_IN: Final = 0.25
@@ -73,10 +53,9 @@ ACCEPTS: Final = 8
 """New connections that a worker takes in a turn (see ``worker``)."""
 PUT_OFF: Final = 16
 """Turns in a row that handlers wait while as many connections as that come in each."""
-LARGE: Final = 64 * 1024
 
 EXEMPT, CRITICAL = Priority.EXEMPT, Priority.CRITICAL
-SYNC, BLOCKING = Kind.SYNC, Kind.BLOCKING
+SYNC = Kind.SYNC
 
 
 def request_ids(prefix: bytes) -> Iterator[bytes]:
@@ -84,22 +63,35 @@ def request_ids(prefix: bytes) -> Iterator[bytes]:
     return map((prefix + b"%016x").__mod__, count(1))
 
 
-class BatchRunner:
+class BatchRunner(Running):
     """Runs the requests of one worker.
 
-    :param limit: permits, one per request in the system; ``slots``: one per running request
-        that waits for something.
-    :param routes: the limits of routes that have one of their own.
-    :param claims: one word per worker, this one's at ``index``: requests waiting for a slot.
     :param published: one word, the limit for normal requests as it adapts; None: it does not.
-    :param region: this worker's words in shared memory.
     :param deadline: seconds a request may wait.
     :param target: seconds the oldest may wait before the queue is said to stand; 0 turns that
         off. ``interval``: for how long.
-    :param pause: longest time a refused connection is left unread, in seconds; 0 turns that off.
     :param slice_seconds: how long handlers run before the loop polls again.
-    :param ids: request ids.
+
+    The others are those of ``Running`` and ``Leaving``.
     """
+
+    __slots__ = (
+        "_call_later",
+        "_exempt",
+        "_let_in",
+        "_polling",
+        "_published",
+        "_put_off",
+        "_ready",
+        "_scheduled",
+        "arrivals",
+        "call_soon",
+        "fresh",
+        "outbox",
+        "slice_seconds",
+        "tick",
+        "turns",
+    )
 
     def __init__(
         self,
@@ -122,42 +114,36 @@ class BatchRunner:
         call_later: Callable[[float, Callable[[], None]], object],
         threads: Executor,
     ) -> None:
-        self.limit = limit
-        self.slots = slots
-        self.thresholds = thresholds
+        super().__init__(
+            slots=slots,
+            thresholds=thresholds,
+            waiting=WaitingQueue(deadline, target, interval),
+            claims=claims,
+            index=index,
+            threads=threads,
+            limit=limit,
+            routes=routes,
+            region=region,
+            pause=pause,
+            ids=ids,
+        )
         self.slice_seconds = slice_seconds
-        self.threads = threads
-        self._routes = routes
-        self._claims = claims
         self._published = published
-        self._index = index
-        self._next_id = ids.__next__
         self.call_soon = call_soon
         self._call_later = call_later
 
         self.arrivals: list[Request] = []
         self.outbox: list[Answering] = []
-        self.block = b""  # Date field and the name of the request id's, made once a second
-        self.tick = 0  # seconds, coarse: what the connections' timeouts go by
-        self.draining = False
-        self.fresh = 0  # connections made since the last turn
-        self.counters = Counters(region)
-        self.refusals = Refusals()
-        self.pacer = Pacer(pause)
         self.turns = Turns(call_soon)  # of the answers that come in pieces
+        self.tick = 0  # seconds, coarse: what the connections' timeouts go by
+        self.fresh = 0  # connections made since the last turn
 
         self._ready = WaitingQueue(deadline, target, interval)  # synchronous, admitted
-        self._waiting = WaitingQueue(deadline, target, interval)  # in want of a slot
         self._exempt = WaitingQueue(inf, 0.0, inf)  # never has anyone wait
-        self._claimed = 0  # what this worker's word among the claims says
-        self._tasks: set[asyncio.Task[None]] = set()
         self._put_off = 0  # turns in a row in which handlers had to wait for new connections
         self._let_in = -inf  # when one who did not stay away was last taken though others wait
-        self._now = 0.0  # when this turn began
         self._scheduled = False
         self._polling = False
-        self._starting = False  # coroutines begin, in the turn
-        self._freed = False  # …and one of them has given its slot back
 
     # what protocols call
 
@@ -183,40 +169,6 @@ class BatchRunner:
 
     def _queue_of(self, request: Request) -> WaitingQueue:
         return self._ready if request.head.route.kind is SYNC else self._waiting
-
-    def taken(self, requests: int) -> None:
-        """Note that the client has taken in ``requests`` answers whose permits were kept."""
-        self.limit.release(requests)
-
-    def answer(self, request: Request, response: Response) -> None:
-        """Answer, though the handler is not done: what it still does keeps its slot.
-
-        :raises ValueError: if the answer cannot be sent; nothing has been then.
-        """
-        if response.streams:
-            self._launch(request, response)
-        else:
-            answer = self._encode(request, response)
-            self._leave(request, response.status, answer, monotonic())
-
-    def refuse_connection(self, reason: str) -> bytes:
-        """Return the 503 for a connection too many; counted as a request that was refused.
-
-        :param reason: ``connections`` (of all clients) or ``client`` (of this one).
-        """
-        self.counters.offered += 1
-        self.counters.refused(reason)
-        self.counters.answered(503)
-        self.schedule()
-        return self.refusals.get(reason).response.encode(
-            self.block, self._next_id(), connection=CLOSE
-        )
-
-    def error_bytes(self, error: HTTPError) -> bytes:
-        """Return the answer to what is not a request; it closes the connection. Counted."""
-        self.counters.answered(error.status)
-        self.schedule()
-        return error_response(error).encode(self.block, self._next_id(), connection=CLOSE)
 
     # the turn
 
@@ -363,19 +315,6 @@ class BatchRunner:
             else:
                 queue.gone -= 1
 
-    def _enter_route(self, request: Request) -> bool:
-        """Take a permit of the route's own limit, if it has one; refuse the request otherwise."""
-        route = request.head.route
-        if route.max_in_flight is None or self._routes[route].acquire(1, route.max_in_flight):
-            return True
-        self._refuse(request, "route")
-        return False
-
-    def _leave_route(self, request: Request) -> None:
-        route = request.head.route
-        if route.max_in_flight is not None:
-            self._routes[route].release(1)
-
     def _execute(self, queue: WaitingQueue, until: float) -> int:
         """Run synchronous handlers until the queue is empty or the time is up; return how many.
 
@@ -468,134 +407,7 @@ class BatchRunner:
             self.limit.release(permits)
         return done + others
 
-    # coroutines and blocking functions
-
-    def _start(self, now: float) -> None:
-        """Start what slots allow, first in, first out (but see ``queueing``)."""
-        waiting = self._waiting
-        for request, reason in waiting.overdue(now):
-            self._let_go(request, reason)
-        started = 0
-        wanted = self._fair(len(waiting))
-        if wanted > 0:
-            granted = self.slots.acquire(wanted, self.thresholds.slots)
-            requests = waiting.requests
-            take = requests.pop if waiting.standing else requests.popleft
-            self._starting, self._freed = True, False
-            while started < granted:  # no more were asked for than really wait
-                request = take()
-                if not request.queued:
-                    waiting.gone -= 1
-                    continue
-                request.queued = False
-                started += 1
-                self.counters.accepted += 1
-                self._launch(request)
-            self._starting = False
-            if self._freed and requests:
-                self.schedule()
-        waiting.served(started, now)
-        self._claimed = self._claims[self._index] = len(waiting)
-
-    def _fair(self, wanted: int) -> int:
-        """Return how many slots to ask for: while others wait too, no more than a share in all.
-
-        So a worker that never stops asking cannot keep the others out for longer than its
-        handlers run.
-        """
-        claims = self._claims.tolist()
-        claims[self._index] = wanted
-        claimants = sum(claim > 0 for claim in claims)
-        if claimants < 2:
-            return wanted
-        share = -(-self.thresholds.slots // claimants)  # rounded up: no slot stays idle
-        return min(wanted, share - self.slots.held)
-
-    if sys.version_info >= (3, 12):
-
-        def _launch(self, request: Request, response: Response | None = None) -> None:
-            task = asyncio.Task(
-                self._serve(request, response), loop=asyncio.get_running_loop(), eager_start=True
-            )
-            if not task.done():
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-
-    else:
-
-        def _launch(self, request: Request, response: Response | None = None) -> None:
-            task = begin(asyncio.get_running_loop(), self._serve(request, response))
-            if not task.done():
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, request: Request, response: Response | None) -> None:
-        """Run a coroutine or blocking handler and answer.
-
-        :param response: what a synchronous one answered, if it sends its body itself. It needs a
-            task, but no slot.
-        """
-        CURRENT.set(request)  # of this task alone
-        connection: HttpProtocol = request.connection  # type: ignore[assignment]
-        slot = request.permit and response is None
-        began = 0.0
-        answer: bytes | None
-        try:
-            if response is None:
-                head = request.head
-                request.rid = head.request_id or self._next_id()
-                route = head.route
-                if route.kind is BLOCKING:
-                    loop = asyncio.get_running_loop()
-                    run = copy_context().run
-                    value = await loop.run_in_executor(self.threads, run, route.call, request)
-                else:
-                    value = route.call(request)
-                    if route.kind is not SYNC:
-                        value = await value
-                response = to_response(value)
-                if response.answered:
-                    if slot:
-                        self.slots.release(1)
-                    self._served()
-                    return
-            status = response.status
-            if isinstance(response, BodySender):
-                order = connection.order
-                if slot and (not response.keeps_slot or (order and order[0] is not request)):
-                    slot = False
-                    self.slots.release(1)
-                    self.schedule()
-                writer = AnswerWriter(request, response)
-                answer = await writer.run(self._block_for(request), self._connection_line(request))
-                began = writer.began
-            else:
-                answer = self._encode(request, response)
-        except (Exception, asyncio.CancelledError) as error:
-            if is_cancelled(error):
-                if slot:
-                    self.slots.release(1)
-                connection.abort()
-                self._abort(request)
-                raise
-            status, answer = self._failure(request, error)
-        if slot:
-            self.slots.release(1)
-        if answer is None:
-            self._abort(request)
-        else:
-            self._leave(request, status, answer, began or monotonic())
-        self._served()
-
-    def _served(self) -> None:
-        """Have a turn: the slot may serve another, and the counters are due.
-
-        One that has not waited is served while its turn goes on, which sees to that itself.
-        """
-        if self._starting:
-            self._freed = True
-        else:
-            self.schedule()
+    # the end
 
     async def finish(self, seconds: float) -> int:
         """Wait until nothing is in this worker any more; return how many had to be cancelled."""
@@ -621,100 +433,3 @@ class BatchRunner:
             await asyncio.wait(left, timeout=1.0)
         self.counters.publish()
         return len(left)
-
-    # leaving
-
-    def _connection_line(self, request: Request) -> bytes:
-        head = request.head
-        connection: HttpProtocol = request.connection  # type: ignore[assignment]
-        if not head.keep_alive or (self.draining and connection.ends_with(request)):
-            return CLOSE
-        return b"" if head.http_11 else b"Connection: keep-alive\r\n"
-
-    def _block_for(self, request: Request) -> bytes:
-        """Return the ready lines for the answer, with what middleware has added."""
-        if not request.head.route.wrapped:
-            return self.block
-        try:
-            return request.fields + self.block
-        except AttributeError:  # it never came to its middleware
-            return self.block
-
-    def _encode(self, request: Request, response: Response) -> bytes:
-        ends = request.source is not None and request.source.settle()
-        return response.encode(
-            self._block_for(request),
-            request.rid,
-            connection=CLOSE if ends else self._connection_line(request),
-            head_only=request.head.method == "HEAD",
-        )
-
-    def _failure(self, request: Request, error: BaseException) -> tuple[int, bytes]:
-        """Return the answer for what a handler raised; what was not on purpose is logged."""
-        if isinstance(error, HTTPError):
-            try:
-                return error.status, self._encode(request, error_response(error))
-            except Exception as fault:  # its headers or details cannot be sent
-                error = fault
-        log.error(
-            "%s %s failed (request id %s)",
-            request.method,
-            request.path,
-            request.id,
-            exc_info=error,
-        )
-        failed = HTTPError(500, "the request failed; see the server's log under its X-Request-ID")
-        return 500, self._encode(request, error_response(failed))
-
-    def _leave(self, request: Request, status: int, answer: bytes, now: float) -> None:
-        """Give the answer to the connection, the permit back, and count."""
-        connection: HttpProtocol = request.connection  # type: ignore[assignment]
-        if connection.closed:
-            self._abort(request)
-            return
-        connection.pause = 0.0  # who is served starts anew (see refusal)
-        counters = self.counters
-        counters.completed += 1
-        counters.answered(status)
-        counters.observe(now - request.arrived, 1)
-        self._leave_route(request)
-        connection.deliver(request, answer)
-        if request.permit:
-            if len(answer) >= LARGE or connection.write_paused:
-                connection.hold()
-            else:
-                request.permit = False
-                self.limit.release(1)
-
-    def _abort(self, request: Request) -> None:
-        self.counters.abandoned()
-        self._leave_route(request)
-        if request.permit:
-            request.permit = False
-            self.limit.release(1)
-        if not self._scheduled:
-            self.schedule()
-
-    def _let_go(self, request: Request, reason: str) -> None:
-        """Refuse a request that was admitted and waits (and has been taken out of its queue)."""
-        request.queued = request.permit = False
-        self.limit.release(1)
-        self._leave_route(request)
-        self._refuse(request, reason)
-
-    def _refuse(self, request: Request, reason: str) -> None:
-        """Answer 503: ready made but for the date and the request id."""
-        counters = self.counters
-        counters.refused(reason)
-        connection: HttpProtocol = request.connection  # type: ignore[assignment]
-        if connection.closed:
-            return
-        counters.responses[5] += 1
-        head = request.head
-        rid = request.rid = head.request_id or self._next_id()
-        refusal = self.refusals.get(reason)
-        if head.plain and not self.draining:
-            connection.deliver(request, refusal.encode(self.block, rid))
-            self.pacer.refused(connection, request.arrived, self._now)
-        else:
-            connection.deliver(request, self._encode(request, refusal.response))

@@ -1,0 +1,231 @@
+"""Coroutines and blocking functions: they wait for a slot, and then run as tasks.
+
+Rules:
+
+1. A request that waits for something takes a slot of the instance, first in, first out. One on an
+   exempt route takes none, nor does a synchronous one whose answer sends its body itself.
+2. While others wait for slots too, a worker takes no more than its share of them.
+3. An answer that sends its body itself keeps permit and slot (but see ``BodySender.keeps_slot``)
+   until its last byte has left; its time is that to the first. But one that waits for others on
+   its connection keeps no slot: it would hold it for as long as the client likes, and as many as
+   may be pipelined.
+4. Whatever ends a task gives its slot back: an answer, an exception, being cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextvars import copy_context
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from fluxor_fast.http.request import CURRENT, Request
+from fluxor_fast.http.response import Response, to_response
+from fluxor_fast.http.streaming import BodySender
+from fluxor_fast.routing import Kind, Route
+from fluxor_fast.server.admission import SharedLimit, Thresholds
+from fluxor_fast.server.eager import begin
+from fluxor_fast.server.leaving import Leaving
+from fluxor_fast.server.queueing import WaitingQueue
+from fluxor_fast.server.streaming import AnswerWriter, is_cancelled
+
+if TYPE_CHECKING:
+    from fluxor_fast.server.protocol import HttpProtocol
+
+__all__ = ["Running"]
+
+SYNC, BLOCKING = Kind.SYNC, Kind.BLOCKING
+
+
+class Running(Leaving):
+    """The part of a worker's runner that has handlers wait for a slot and run as tasks.
+
+    :param slots: one per running request that waits for something.
+    :param thresholds: how many there are, among others.
+    :param waiting: the queue of those in want of one.
+    :param claims: one word per worker, this one's at ``index``: requests waiting for a slot.
+    :param threads: where blocking functions run.
+
+    The others are those of ``Leaving``.
+    """
+
+    __slots__ = (
+        "_claimed",
+        "_claims",
+        "_freed",
+        "_index",
+        "_starting",
+        "_tasks",
+        "_waiting",
+        "slots",
+        "threads",
+        "thresholds",
+    )
+
+    def __init__(
+        self,
+        *,
+        slots: SharedLimit,
+        thresholds: Thresholds,
+        waiting: WaitingQueue,
+        claims: memoryview[int],
+        index: int,
+        threads: Executor,
+        limit: SharedLimit,
+        routes: dict[Route, SharedLimit],
+        region: memoryview[int],
+        pause: float,
+        ids: Iterator[bytes],
+    ) -> None:
+        super().__init__(limit=limit, routes=routes, region=region, pause=pause, ids=ids)
+        self.slots = slots
+        self.thresholds = thresholds
+        self.threads = threads
+        self._waiting = waiting
+        self._claims = claims
+        self._index = index
+        self._claimed = 0  # what this worker's word among the claims says
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting = False  # coroutines begin, in the turn
+        self._freed = False  # …and one of them has given its slot back
+
+    def _start(self, now: float) -> None:
+        """Start what slots allow, first in, first out (but see ``queueing``)."""
+        waiting = self._waiting
+        for request, reason in waiting.overdue(now):
+            self._let_go(request, reason)
+        started = 0
+        wanted = self._fair(len(waiting))
+        if wanted > 0:
+            granted = self.slots.acquire(wanted, self.thresholds.slots)
+            requests = waiting.requests
+            take = requests.pop if waiting.standing else requests.popleft
+            self._starting, self._freed = True, False
+            while started < granted:  # no more were asked for than really wait
+                request = take()
+                if not request.queued:
+                    waiting.gone -= 1
+                    continue
+                request.queued = False
+                started += 1
+                self.counters.accepted += 1
+                self._launch(request)
+            self._starting = False
+            if self._freed and requests:
+                self.schedule()
+        waiting.served(started, now)
+        self._claimed = self._claims[self._index] = len(waiting)
+
+    def _fair(self, wanted: int) -> int:
+        """Return how many slots to ask for: while others wait too, no more than a share in all.
+
+        So a worker that never stops asking cannot keep the others out for longer than its
+        handlers run.
+        """
+        claims = self._claims.tolist()
+        claims[self._index] = wanted
+        claimants = sum(claim > 0 for claim in claims)
+        if claimants < 2:
+            return wanted
+        share = -(-self.thresholds.slots // claimants)  # rounded up: no slot stays idle
+        return min(wanted, share - self.slots.held)
+
+    if sys.version_info >= (3, 12):
+
+        def _launch(self, request: Request, response: Response | None = None) -> None:
+            task = asyncio.Task(
+                self._serve(request, response), loop=asyncio.get_running_loop(), eager_start=True
+            )
+            if not task.done():
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    else:
+
+        def _launch(self, request: Request, response: Response | None = None) -> None:
+            task = begin(asyncio.get_running_loop(), self._serve(request, response))
+            if not task.done():
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, request: Request, response: Response | None) -> None:
+        """Run a coroutine or blocking handler and answer.
+
+        :param response: what a synchronous one answered, if it sends its body itself. It needs a
+            task, but no slot.
+        """
+        CURRENT.set(request)  # of this task alone
+        connection: HttpProtocol = request.connection  # type: ignore[assignment]
+        slot = request.permit and response is None
+        began = 0.0
+        answer: bytes | None
+        try:
+            if response is None:
+                head = request.head
+                request.rid = head.request_id or self._next_id()
+                route = head.route
+                if route.kind is BLOCKING:
+                    loop = asyncio.get_running_loop()
+                    run = copy_context().run
+                    value = await loop.run_in_executor(self.threads, run, route.call, request)
+                else:
+                    value = route.call(request)
+                    if route.kind is not SYNC:
+                        value = await value
+                response = to_response(value)
+                if response.answered:
+                    if slot:
+                        self.slots.release(1)
+                    self._served()
+                    return
+            status = response.status
+            if isinstance(response, BodySender):
+                order = connection.order
+                if slot and (not response.keeps_slot or (order and order[0] is not request)):
+                    slot = False
+                    self.slots.release(1)
+                    self.schedule()
+                writer = AnswerWriter(request, response)
+                answer = await writer.run(self._block_for(request), self._connection_line(request))
+                began = writer.began
+            else:
+                answer = self._encode(request, response)
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled(error):
+                if slot:
+                    self.slots.release(1)
+                connection.abort()
+                self._abort(request)
+                raise
+            status, answer = self._failure(request, error)
+        if slot:
+            self.slots.release(1)
+        if answer is None:
+            self._abort(request)
+        else:
+            self._leave(request, status, answer, began or monotonic())
+        self._served()
+
+    def _served(self) -> None:
+        """Have a turn: the slot may serve another, and the counters are due.
+
+        One that has not waited is served while its turn goes on, which sees to that itself.
+        """
+        if self._starting:
+            self._freed = True
+        else:
+            self.schedule()
+
+    def answer(self, request: Request, response: Response) -> None:
+        """Answer, though the handler is not done: what it still does keeps its slot.
+
+        :raises ValueError: if the answer cannot be sent; nothing has been then.
+        """
+        if response.streams:
+            self._launch(request, response)
+        else:
+            answer = self._encode(request, response)
+            self._leave(request, response.status, answer, monotonic())
