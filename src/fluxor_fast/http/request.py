@@ -68,10 +68,16 @@ class Headers(Mapping[str, str]):
     """Header fields by name, without regard to case; ``get_all`` gives repeated ones.
 
     Fields that came more than once are joined with ``", "`` (RFC 9110, section 5.3).
+    They are made of fields with names in lower case, or of a whole head that was found good.
     """
 
-    def __init__(self, raw: tuple[tuple[bytes, bytes], ...]) -> None:
+    def __init__(self, raw: tuple[tuple[bytes, bytes], ...] | bytes) -> None:
         self._fields: dict[str, list[str]] = {}
+        if isinstance(raw, bytes):
+            for line in raw.decode("latin-1").split("\r\n")[1:-2]:
+                text, _, rest = line.partition(":")
+                self._fields.setdefault(text.lower(), []).append(rest.strip(" \t"))
+            return
         for name, value in raw:
             self._fields.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
 
@@ -160,7 +166,7 @@ class Head:
     @cached_property
     def headers(self) -> Headers:
         """The header fields as a mapping."""
-        return Headers(self.raw_headers)
+        return Headers(self._fields)
 
     @cached_property
     def host(self) -> str:
