@@ -31,6 +31,8 @@ __all__ = [
     "StreamedRequest",
 ]
 
+_new = object.__new__
+
 CHUNKED = -1
 """Value of ``Head.length`` when the body comes in chunks (RFC 9112, section 7.1)."""
 
@@ -150,6 +152,27 @@ class Head:
         """Return this head as if the client had asked to close the connection after it."""
         head = copy(self)
         head.keep_alive = head.plain = head.quick = head.short = False
+        return head
+
+    def over(self, raw: bytes) -> Head:
+        """Return a head that says the same, of other bytes; only its fields are read from those."""
+        head = _new(Head)
+        head.method = self.method
+        head.path = self.path
+        head.query = self.query
+        head.http_11 = self.http_11
+        head._fields = raw
+        head.length = self.length
+        head.keep_alive = self.keep_alive
+        head.expects_continue = self.expects_continue
+        head.request_id = self.request_id
+        head.timeout = self.timeout
+        head.route = self.route
+        head.params = self.params
+        head.streams = self.streams
+        head.plain = self.plain
+        head.quick = self.quick
+        head.short = self.short
         return head
 
     @property
