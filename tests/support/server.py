@@ -111,7 +111,9 @@ class LiveServer:
         wait: bool = True,
         most_files: int | None = None,
         pass_fds: tuple[int, ...] = (),
+        before: Callable[[], None] | None = None,
     ) -> None:
+        """Start it; ``before`` is called in the new process."""
         clean = {
             name: value
             for name, value in os.environ.items()
@@ -128,7 +130,8 @@ class LiveServer:
             start_new_session=True,
             pass_fds=pass_fds,
             preexec_fn=most_files
-            and partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most_files, most_files)),
+            and partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most_files, most_files))
+            or before,
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._drain, daemon=True)
