@@ -270,7 +270,7 @@ class HttpProtocol(Answering):
                 head = head.closing()
         if body is None:
             self._body = BodyStream(self, head)
-            self.streams += (self._body,)
+            self.watch(self._body)
             request: Request = StreamedRequest(head, self, self._body)
         else:
             self._held += len(body)
