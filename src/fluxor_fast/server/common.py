@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
-from fluxor_fast.server.clients import ClientLimit
+from fluxor_fast.server.clients import ClientLimit, Place
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache
 
@@ -83,3 +83,17 @@ class Service:
         return len(self.open) < self.room and bool(
             self.connections.acquire(1, self.max_connections)
         )
+
+    def leave(self, one: Open, client: Place = ()) -> bool:
+        """Give back the place of ``one``, and that among its client's; return whether it had one.
+
+        A second time does nothing, nor does it for one that has handed its place over.
+        """
+        if one not in self.open:
+            return False
+        self.open.discard(one)
+        self.connections.release(1)
+        if client:
+            assert self.clients is not None
+            self.clients.release(client)
+        return True

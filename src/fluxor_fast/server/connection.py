@@ -114,17 +114,6 @@ class Connection(asyncio.Protocol):
         self.transport.write(self.runner.refuse_connection(reason))
         self.transport.close()
 
-    def _give_place_back(self) -> bool:
-        """Give back the place of a connection that is lost; return whether it had one."""
-        if self not in self.service.open:
-            return False
-        self.service.open.discard(self)
-        self.service.connections.release(1)
-        if self._client:
-            assert self.service.clients is not None
-            self.service.clients.release(self._client)
-        return True
-
     # the socket
 
     def _pause(self) -> None:

@@ -89,7 +89,7 @@ class HttpProtocol(Answering):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back what the connection held; what it waited for is no longer wanted."""
-        if not self._give_place_back():
+        if not self.service.leave(self, self._client):
             return
         owed = self.order or (self.current,)
         self.closed = self._closing = True
