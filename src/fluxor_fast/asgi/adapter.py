@@ -27,6 +27,7 @@ from urllib.parse import quote
 from fluxor_fast.asgi.exchange import Message, Scope
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import ClientDisconnected, HTTPError
+from fluxor_fast.http.failure import failure
 from fluxor_fast.http.request import CHUNKED, BothEnds, Head, Request, StreamedRequest, Watcher
 from fluxor_fast.http.response import Response, error_response, to_response
 from fluxor_fast.http.streaming import BodySender
@@ -108,13 +109,10 @@ class AsgiAdapter:
             return
         except HTTPError as error:
             response = error_response(error)
-        except Exception:
+        except Exception as error:
             if out.begun:
                 raise
-            log.exception("%s %s failed (request id %s)", scope["method"], scope["path"], rid)
-            response = error_response(
-                HTTPError(500, "the request failed; see the server's log under its X-Request-ID")
-            )
+            response = failure(log, scope["method"], scope["path"], rid.decode("latin-1"), error)
         await out.whole(response, rid)
 
     def _head(self, scope: Scope) -> Head:

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.failure import failure
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response, error_response
 from fluxor_fast.routing import Route
@@ -186,15 +187,8 @@ class Leaving:
                 return error.status, self._encode(request, error_response(error))
             except Exception as fault:  # its headers or details cannot be sent
                 error = fault
-        log.error(
-            "%s %s failed (request id %s)",
-            request.method,
-            request.path,
-            request.id,
-            exc_info=error,
-        )
-        failed = HTTPError(500, "the request failed; see the server's log under its X-Request-ID")
-        return 500, self._encode(request, error_response(failed))
+        response = failure(log, request.method, request.path, request.id, error)
+        return 500, self._encode(request, response)
 
     # what protocols call
 
