@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import orjson
 
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.grammar import BAD_VALUE, TOKEN
 
 __all__ = [
     "JSON",
@@ -43,8 +44,8 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_TOKEN = re.compile(TOKEN)
+_BAD_VALUE = re.compile(BAD_VALUE)
 _OWNED = {"content-length", "transfer-encoding", "connection", "date"}
 
 _STATUS_LINES = {
