@@ -476,8 +476,9 @@ class Arbiter:
     def _status(self) -> str:
         """Return one line for ``systemctl status``."""
         state = self._state
+        words = self._vacancies.word() if state == "serving" else state
         return (
-            f"{self._vacancies.word() if state == 'serving' else state}, {sum(self._memory.connections)} connections,"
+            f"{words}, {sum(self._memory.connections)} connections,"
             f" {sum(self._memory.permits)} requests in the system"
         )
 
