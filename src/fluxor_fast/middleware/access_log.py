@@ -39,6 +39,7 @@ import orjson
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
+from fluxor_fast.observability.redaction import code_of
 from fluxor_fast.routing import Call, Kind, Route
 
 __all__ = ["AccessLog"]
@@ -65,11 +66,7 @@ def _times(clock: Callable[[], float]) -> Callable[[], str]:
 
 def _word(text: str) -> str:
     """Return ``text`` as one word of visible ASCII."""
-    return "".join(one if "!" <= one <= "~" else _code(one) for one in text) or "-"
-
-
-def _code(one: str) -> str:
-    return f"\\x{ord(one):02x}" if ord(one) < 256 else f"\\u{ord(one):04x}"
+    return "".join(one if "!" <= one <= "~" else code_of(one) for one in text) or "-"
 
 
 def _console(clock: Callable[[], float]) -> Format:
