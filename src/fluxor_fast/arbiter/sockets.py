@@ -75,8 +75,9 @@ def bind_listeners(
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             port = probe.getsockname()[1]
-        for _ in range(1 if shared else count):
-            listeners.append(_bound(family, (address[0], port, *address[2:])))
+        own = (address[0], port, *address[2:])
+        while len(listeners) < (1 if shared else count):
+            listeners.append(_bound(family, own))
         while len(listeners) < count:
             listeners.append(listeners[0].dup())
     except OSError as error:
