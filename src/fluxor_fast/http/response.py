@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ __all__ = [
     "header_line",
     "status_line",
     "to_response",
+    "without",
 ]
 
 JSON = "application/json"
@@ -81,6 +82,15 @@ def header_line(name: str, value: str) -> bytes:
     if not _is_name(name) or (not plain and _BAD_VALUE.search(value)):
         raise ValueError(f"not a header that a handler may set: {name!r}: {value!r}")
     return f"{name}: {value}\r\n".encode("latin-1")
+
+
+def without(lines: bytes, names: Iterable[str]) -> bytes:
+    """Return ready header lines but for those named; ``Vary`` stays, as two of it are one list."""
+    dropped = {name.lower().encode("latin-1") for name in names} - {b"vary"}
+    if not dropped:
+        return lines
+    kept = lines.splitlines(keepends=True)
+    return b"".join(line for line in kept if line.partition(b":")[0].lower() not in dropped)
 
 
 class Response:
