@@ -185,6 +185,7 @@ class ServerSettings(_Section):
     max_target: Count = _knob(8192, "bytes of the request target; RFC 9112 asks for 8000")
     max_headers: Count = _knob(100, "header lines; several times what browsers send")
     max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
+    body_memory: Size = _knob(134_217_728, "bytes of all unfinished bodies; slowest end; 0: any")
     max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
     adaptive: bool = _knob(False, "lower the limit while the service is slow; off: it is fixed")
     adaptive_floor: Count = _knob(20, "least the limit may adapt to; so that something is measured")

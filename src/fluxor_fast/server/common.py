@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
 
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
+from fluxor_fast.server.bodies import Bodies
 from fluxor_fast.server.clients import ClientLimit, Place
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache
@@ -77,6 +78,7 @@ class Service:
     """None: a client may have any number of connections."""
     keep_alive_requests: int = 0
     """Requests on a connection; 0: any number."""
+    bodies: Bodies = field(default_factory=Bodies)
 
     def take_place(self) -> bool:
         """Count one connection more, if there is room; who calls this puts it among ``open``."""
