@@ -62,6 +62,11 @@ class Mute:
 
     def resume_reading(self) -> None: ...
 
+    def is_closing(self) -> bool:
+        return False
+
+    def set_write_buffer_limits(self, high: int | None = None) -> None: ...
+
     def get_write_buffer_size(self) -> int:
         return 0
 

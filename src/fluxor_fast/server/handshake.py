@@ -191,6 +191,9 @@ class TlsProtocol(HttpProtocol):
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
         super().resume_writing()
 
+    def bound_buffer(self, high: int | None) -> None:
+        """Leave the buffer as it is: its limits say whether the one below has drained."""
+
     def _release_if_sent(self) -> None:
         if self._kept and not (self.write_paused or self.closed):
             raw = self._raw
