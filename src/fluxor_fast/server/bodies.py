@@ -5,7 +5,7 @@ fill the memory with what nobody will ever handle. So there is a bound for all o
 looked at by the sweep. Rules:
 
 1. Above the bound the least rate rises, for one sweep, so far that those below it hold what is too
-   much. They are then ended like any that is too slow: who sends at an honest speed is the last.
+   much. They are then ended like any that is too slow: who sends faster than others is ended last.
 2. A body younger than ``GRACE`` seconds counts, but is not judged yet. So what is held may exceed
    the bound by what comes within these.
 3. Not counted are bodies that their handlers read as they come, which are bounded each, and whole

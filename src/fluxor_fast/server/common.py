@@ -79,6 +79,7 @@ class Service:
     keep_alive_requests: int = 0
     """Requests on a connection; 0: any number."""
     bodies: Bodies = field(default_factory=Bodies)
+    """Those that are not whole; by default any number of bytes."""
 
     def take_place(self) -> bool:
         """Count one connection more, if there is room; who calls this puts it among ``open``."""

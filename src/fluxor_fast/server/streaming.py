@@ -288,7 +288,6 @@ class AnswerWriter:
             if not (response.bodiless or self._request.method == "HEAD"):
                 self._task = asyncio.current_task()
                 connection.watch(self)
-                connection.bound_buffer(BUFFER)
                 await response.send(self)
                 if self._missing > 0:
                     raise ValueError(f"the body is {self._missing} bytes shorter than its length")
@@ -306,7 +305,7 @@ class AnswerWriter:
             return None
         finally:
             connection.unwatch(self)
-            if self._task is not None:
+            if self.began:
                 connection.bound_buffer(None)
             self._task = None  # one that is cancelled keeps its frames, and they would keep this
             await self._close()
@@ -460,6 +459,7 @@ class AnswerWriter:
 
     def _start(self) -> None:
         self.began = monotonic()
+        self._connection.bound_buffer(BUFFER)  # not before its turn: others may be under way
         if self._request.source is not None:
             self._request.source.answering()
 

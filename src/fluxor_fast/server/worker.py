@@ -410,7 +410,7 @@ class Worker:
             room=_room_for_connections(),
             clients=self._client_limit(),
             keep_alive_requests=server.keep_alive_requests,
-            bodies=Bodies(server.body_memory // server.worker_count),
+            bodies=Bodies(-(-server.body_memory // server.worker_count)),
         )
 
     def _client_limit(self) -> ClientLimit | None:
