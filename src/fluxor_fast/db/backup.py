@@ -71,7 +71,7 @@ order by 1, 2
 """
 # the order of rows is no part of their content: a sum of 64 bits of each row's SHA-256
 _CONTENT: Final = sql.SQL(
-    "select count(*), coalesce(sum(('x' || encode(substr(sha256(convert_to(t::text, 'UTF8')),"
+    "select count(*), coalesce(sum(('x' || encode(substr(sha256(convert_to((t.*)::text, 'UTF8')),"
     " 1, 8), 'hex'))::bit(64)::bigint::numeric), 0)::text from only {} t"
 )
 _OURS: Final = """
@@ -129,6 +129,7 @@ def backup(url: str, file: Path, told: Told) -> Manifest:
     with psycopg.connect(conninfo(url, CONNECT_SECONDS), autocommit=True) as connection:
         server = connection.info.server_version // 10_000
         program, check = _program("pg_dump", server), _program("pg_restore", server)
+        connection.execute("set idle_in_transaction_session_timeout = 0")  # pg_dump takes a while
         with _temporary(file) as archive, _temporary(file) as described, connection.transaction():
             connection.execute("set transaction isolation level repeatable read, read only")
             snapshot = _value(connection, "select pg_export_snapshot()")
