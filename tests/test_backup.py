@@ -15,10 +15,10 @@ import psycopg
 import pytest
 
 from fluxor_fast.db import backup as module
-from fluxor_fast.db.backup import BackupError, backup, manifest_of, restore
+from fluxor_fast.db.backup import backup, manifest_of, restore
 from fluxor_fast.db.embedded import EmbeddedPostgres, embedded_postgres
 from fluxor_fast.db.migrations import LOCK
-from fluxor_fast.errors import FluxorError
+from fluxor_fast.errors import BackupError, FluxorError
 from tests.conftest import a_database
 from tests.support.command import command
 

@@ -39,9 +39,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from fluxor_fast.db.connection import conninfo, place
 from fluxor_fast.db.migrations import LOCK
-from fluxor_fast.errors import FluxorError
+from fluxor_fast.errors import BackupError, FluxorError
 
-__all__ = ["BackupError", "Manifest", "Table", "backup", "manifest_of", "restore"]
+__all__ = ["Manifest", "Table", "backup", "manifest_of", "restore"]
 
 FORMAT: Final = 1
 """Of the manifest."""
@@ -80,12 +80,6 @@ select count(*) from pg_stat_activity where datname = current_database()
 """
 
 Told = Callable[[str], None]
-
-
-class BackupError(FluxorError):
-    """A backup that is refused, or a file or database that is not as it should be."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True, slots=True)
