@@ -193,7 +193,7 @@ class Keeper:
         try:
             await self._contact()
         except BootError as error:  # of prepare: there is no pool, and so there stays none
-            if str(error) != str(self._failure):
+            if self._looked.is_set() and str(error) != str(self._failure):
                 logger.error("database %s: %s", self.place, error)
             self._failure = error
             return
