@@ -1,0 +1,169 @@
+"""An application served in this process: a worker without a process, and without a socket.
+
+Everything is made by ``server.worker.Worker``, as in a process of its own: the same head parsing,
+routing, middleware, admission on counters in (unshared) memory, limits, time limits and metrics.
+Only the listener is missing: ``connect`` makes a connection in memory (see ``wire``).
+
+Rules:
+
+1. Settings are those given and the defaults. The environment is not read, so a test does on one
+   machine what it does on the other.
+2. A request that is still in the system when the instance stops has ``graceful_timeout`` to end,
+   ``GRACEFUL`` seconds unless that is set: nobody waits for its answer any more.
+3. What a handler raises becomes an answer as on the wire, and is kept in ``failures`` besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import Context, copy_context
+from typing import Any, Final
+from weakref import WeakSet
+
+from fluxor_fast.app import App
+from fluxor_fast.arbiter.shared import SharedMemory, State, Word
+from fluxor_fast.asgi.serve import AsgiApp, is_asgi
+from fluxor_fast.config import Settings, load
+from fluxor_fast.errors import ClientDisconnected
+from fluxor_fast.observability import logs
+from fluxor_fast.server.batch import BatchRunner
+from fluxor_fast.server.common import Service
+from fluxor_fast.server.protocol import HttpProtocol
+from fluxor_fast.server.worker import Worker, load_app
+from fluxor_fast.testing.stacks import OWN
+from fluxor_fast.testing.wire import Wire
+
+__all__ = ["Failures", "Instance", "application", "settings_of"]
+
+GRACEFUL: Final = 1.0
+
+
+def application(app: Any) -> App:
+    """Return the ``App`` that ``app`` is, names as ``module:attribute``, or wraps (ASGI).
+
+    :raises TypeError: for something else.
+    :raises AppImportError: for a name that leads nowhere.
+    """
+    if isinstance(app, str):
+        return load_app(app)
+    if isinstance(app, App):
+        return app
+    if is_asgi(app):
+        return AsgiApp(app)
+    raise TypeError(
+        f"neither an App, nor an ASGI application, nor the name of one: a {type(app).__name__}"
+    )
+
+
+def settings_of(given: Mapping[str, object]) -> Settings:
+    """Return the defaults with ``given``, whose keys are paths: ``server.max_ccu``.
+
+    :raises ConfigError: for what is no setting, or has a wrong value.
+    """
+    settings = load(environ={}, flags={"server.graceful_timeout": GRACEFUL, **given})
+    server = settings.server.model_copy(update={"workers": 1})
+    return settings.model_copy(update={"server": server})
+
+
+class Failures(logging.Handler):
+    """What handlers of ``app`` have raised, by request id: taken from what the server logs."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(logging.ERROR)
+        self._app = app
+        self._found: dict[str, BaseException] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the error of the record, if it is one of a request to this application."""
+        error = record.exc_info and record.exc_info[1]
+        request = logs.current_request()
+        if (
+            error
+            and not isinstance(error, ClientDisconnected)
+            and request is not None
+            and request.app is self._app
+        ):
+            self._found.setdefault(request.id, error)
+
+    def take(self, request_id: str | None = None) -> BaseException | None:
+        """Return the error of a request, or of any, once."""
+        if request_id is None:
+            request_id = next(iter(self._found), "")
+        return self._found.pop(request_id, None)
+
+
+class Instance:
+    """One application in this process.
+
+    :param app: an ``App``, an ASGI application, or the name of one of them.
+    :param settings: by path, ``{"server.max_ccu": 10}``.
+    """
+
+    _service: Service | None = None
+    _sweeper: asyncio.Task[None]
+    _context: Context
+
+    def __init__(self, app: Any, settings: Mapping[str, object]) -> None:
+        self.app = application(app)
+        self.settings = settings_of(settings)
+        self.failures = Failures(self.app)
+        self._wires = WeakSet[Wire]()
+
+    async def start(self) -> None:
+        """Run the startup hooks, and serve from then on.
+
+        :raises Exception: what a hook raises.
+        :raises TimeoutError: if they take longer than ``boot_timeout``.
+        """
+        if self._service is not None:
+            raise RuntimeError("it is running already")
+        loop = asyncio.get_running_loop()
+        self._memory = SharedMemory(1)
+        self._worker = Worker(self.settings, self._memory, 0, self.app)
+        logs.find_requests_in(BatchRunner._execute.__code__)
+        try:
+            async with asyncio.timeout(self.settings.server.boot_timeout):
+                await self.app.start()
+            self._service = self._worker.make_service(loop)
+        except BaseException:
+            self._release()
+            raise
+        self._worker.region[Word.STATE] = State.READY
+        self._context = copy_context()  # what hooks have set is there for handlers
+        self._sweeper = loop.create_task(
+            self._worker.keep_sweeping(self._service), name=f"{OWN}sweep"
+        )
+        logging.getLogger("fluxor_fast").addHandler(self.failures)
+
+    async def stop(self) -> None:
+        """End all connections and requests, and run the shutdown hooks."""
+        service, self._service = self._service, None
+        if service is None:
+            return
+        try:
+            for wire in list(self._wires):
+                wire.leave()
+            await service.runner.finish(self.settings.server.graceful_timeout)
+            self._sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeper
+            await self.app.stop()
+        finally:
+            logging.getLogger("fluxor_fast").removeHandler(self.failures)
+            self._release()
+
+    def _release(self) -> None:
+        self._worker.threads.shutdown(wait=False, cancel_futures=True)
+        os.close(self._memory.fd)
+
+    def connect(self, peer: tuple[str, int]) -> Wire:
+        """Return a new connection; call it in the loop in which this was started."""
+        if self._service is None:
+            raise RuntimeError("the application is not running: `with TestClient(app) as client:`")
+        wire = Wire(HttpProtocol(self._service), self._context, peer)
+        self._wires.add(wire)
+        return wire
