@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import httpx
 
-from fluxor_fast.config import knobs
+from fluxor_fast.config import knobs, load
 
 __all__ = ["LiveServer"]
 
@@ -44,6 +44,7 @@ class LiveServer:
     :param settings: by path, ``{"server.max_ccu": 10}``; the others have their defaults.
     :param env: more for its environment.
     :param cwd: the folder in which it is started; this process's.
+    :raises ConfigError: for wrong settings.
     :raises AssertionError: when entered, if it does not start.
     """
 
@@ -149,9 +150,8 @@ def _environment(settings: Mapping[str, object]) -> dict[str, str]:
         if name not in ours and not name.startswith("FLUXOR_")
     }
     env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
+    load(environ={}, flags=settings)  # what is wrong with them is told here
     for path, value in settings.items():
-        if path not in table:
-            raise ValueError(f"there is no setting {path!r}")
         several = isinstance(value, list | tuple)
         env[table[path].env] = ",".join(map(str, value)) if several else str(value)  # type: ignore[call-overload]
     return env

@@ -177,6 +177,8 @@ class _Stream(httpcore.NetworkStream):
             raise httpcore.ReadTimeout from error
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if not buffer:  # as httpcore's own: the end of a message may be no bytes
+            return
         try:
             self._thread.call(self._wire.send(buffer), timeout)
         except TimeoutError as error:
