@@ -224,7 +224,7 @@ def test_it_must_be_entered() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"server.max_ccu: 0"):
+    with pytest.raises(ConfigError, match="must be greater than or equal to 1"):
         TestClient(make(), settings={"server.max_ccu": 0})
     with pytest.raises(ConfigError, match="no such setting"):
         TestClient(make(), settings={"server.max_cuc": 1})

@@ -75,12 +75,14 @@ def test_what_the_server_wrote_is_shown_when_the_test_fails() -> None:
 def test_a_server_that_does_not_stop_is_killed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fluxor_fast.testing.live.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("fluxor_fast.testing.live.STOP_SECONDS", 0.1)
     (tmp_path / "stubborn.py").write_text(
         "import asyncio\nfrom fluxor_fast import App\napp = App()\n"
         "@app.on_shutdown\nasync def stop() -> None:\n    await asyncio.sleep(60)\n"
     )
-    with LiveServer("stubborn:app", cwd=tmp_path) as server:
+    with LiveServer(
+        "stubborn:app", settings={"server.graceful_timeout": 0.1}, cwd=tmp_path
+    ) as server:
         worker = int(
             Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
         )

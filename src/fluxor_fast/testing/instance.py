@@ -6,11 +6,8 @@ Only the listener is missing: ``connect`` makes a connection in memory (see ``wi
 
 Rules:
 
-1. Settings are those given and the defaults. The environment is not read, so a test does on one
-   machine what it does on the other.
-2. A request that is still in the system when the instance stops has ``graceful_timeout`` to end,
-   ``GRACEFUL`` seconds unless that is set: nobody waits for its answer any more.
-3. What a handler raises becomes an answer as on the wire, and is kept in ``failures`` besides.
+1. What a handler raises becomes an answer as on the wire, and is kept in ``failures`` besides.
+2. A request that is still in the system when the instance stops has ``graceful_timeout`` to end.
 """
 
 from __future__ import annotations
@@ -21,28 +18,26 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import Any, Final
+from typing import Any
 from weakref import WeakSet
 
 from fluxor_fast.app import App
 from fluxor_fast.arbiter.shared import SharedMemory, State, Word
 from fluxor_fast.asgi.serve import AsgiApp, is_asgi
-from fluxor_fast.config import Settings, load
 from fluxor_fast.errors import ClientDisconnected
 from fluxor_fast.observability import logs
 from fluxor_fast.server.batch import BatchRunner
 from fluxor_fast.server.common import Service
 from fluxor_fast.server.protocol import HttpProtocol
 from fluxor_fast.server.worker import Worker, load_app
+from fluxor_fast.testing.settings import completed, settings_of
 from fluxor_fast.testing.stacks import OWN
 from fluxor_fast.testing.wire import Wire
 
-__all__ = ["Failures", "Instance", "application", "settings_of"]
-
-GRACEFUL: Final = 1.0
+__all__ = ["Failures", "Instance"]
 
 
-def application(app: Any) -> App:
+def _application(app: Any) -> App:
     """Return the ``App`` that ``app`` is, names as ``module:attribute``, or wraps (ASGI).
 
     :raises TypeError: for something else.
@@ -57,16 +52,6 @@ def application(app: Any) -> App:
     raise TypeError(
         f"neither an App, nor an ASGI application, nor the name of one: a {type(app).__name__}"
     )
-
-
-def settings_of(given: Mapping[str, object]) -> Settings:
-    """Return the defaults with ``given``, whose keys are paths: ``server.max_ccu``.
-
-    :raises ConfigError: for what is no setting, or has a wrong value.
-    """
-    settings = load(environ={}, flags={"server.graceful_timeout": GRACEFUL, **given})
-    server = settings.server.model_copy(update={"workers": 1})
-    return settings.model_copy(update={"server": server})
 
 
 class Failures(logging.Handler):
@@ -107,9 +92,9 @@ class Instance:
     _sweeper: asyncio.Task[None]
     _context: Context
 
-    def __init__(self, app: Any, settings: Mapping[str, object]) -> None:
-        self.app = application(app)
-        self.settings = settings_of(settings)
+    def __init__(self, app: Any, settings: Mapping[str, object] | None) -> None:
+        self.app = _application(app)
+        self.settings = settings_of({**completed(settings), "server.workers": 1})
         self.failures = Failures(self.app)
         self._wires = WeakSet[Wire]()
 

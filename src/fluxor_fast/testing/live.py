@@ -25,12 +25,14 @@ from typing import Any, Final
 
 import httpx
 
-from fluxor_fast.config import knobs, load
+from fluxor_fast.config import knobs
+from fluxor_fast.testing.settings import completed, settings_of
 
 __all__ = ["LiveServer"]
 
 BOOT_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 5.0
+"""Beyond what its settings allow for a stop."""
 _ANNOUNCED = re.compile(r" serves \S+ on (?:(https?://\S+)|unix:(\S+))\n")
 
 
@@ -63,7 +65,10 @@ class LiveServer:
         cwd: str | os.PathLike[str] | None = None,
     ) -> None:
         self._name = app if isinstance(app, str) else _name_of(app)
-        self._env = _environment({"server.workers": workers, **(settings or {})}) | dict(env or {})
+        given = {"server.workers": workers, **completed(settings)}
+        server = settings_of(given).server
+        self._patience = server.drain_delay + server.graceful_timeout + STOP_SECONDS
+        self._env = _environment(given) | dict(env or {})
         self._in_folder = uds
         self._cwd = cwd
 
@@ -133,7 +138,7 @@ class LiveServer:
     def _end(self) -> None:
         try:
             self.process.terminate()
-            self.process.wait(STOP_SECONDS)
+            self.process.wait(self._patience)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)  # it lives, so the number is its own
             self.process.wait()
@@ -150,7 +155,6 @@ def _environment(settings: Mapping[str, object]) -> dict[str, str]:
         if name not in ours and not name.startswith("FLUXOR_")
     }
     env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
-    load(environ={}, flags=settings)  # what is wrong with them is told here
     for path, value in settings.items():
         several = isinstance(value, list | tuple)
         env[table[path].env] = ",".join(map(str, value)) if several else str(value)  # type: ignore[call-overload]

@@ -46,7 +46,7 @@ class ThreadedTransport(httpx.BaseTransport):
         address: str = "127.0.0.1",
         raise_server_exceptions: bool = True,
     ) -> None:
-        instance = Instance(app, settings or {})
+        instance = Instance(app, settings)
         thread = LoopThread()
         errors = Errors(
             instance.failures,

@@ -117,7 +117,7 @@ class FluxorTransport(httpx.AsyncBaseTransport):
         address: str = "127.0.0.1",
         raise_server_exceptions: bool = True,
     ) -> None:
-        instance = Instance(app, settings or {})
+        instance = Instance(app, settings)
         errors = Errors(
             instance.failures,
             raise_server_exceptions,
