@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -444,22 +448,75 @@ def test_a_thread_that_hangs_is_shown() -> None:
         release.wait(10)
 
     with TestClient(app) as client:
-        with pytest.raises(httpx.ReadTimeout, match="The thread fluxor-blocking_0 is at") as caught:
+        with pytest.raises(httpx.ReadTimeout, match="A thread is at") as caught:
             client.get("/", timeout=0.05)
         assert "release.wait(10)" in str(caught.value)
         release.set()
 
 
-def test_a_startup_hook_that_hangs_fails_with_its_stack() -> None:
+@pytest.mark.parametrize("path", ["/wait", "/block"])
+def test_a_startup_hook_that_hangs_fails_and_shows_where(path: str) -> None:
     app = App()
+    release = threading.Event()
 
     @app.on_startup
     async def start() -> None:
+        if path == "/block":
+            release.wait(10)
         await asyncio.Event().wait()
 
     settings = {"server.boot_timeout": 0.05}
-    with pytest.raises(TimeoutError, match="does not start"), TestClient(app, settings=settings):
-        raise AssertionError("it must not get here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fluxor_fast.testing.threaded.MARGIN", 0.05)
+        with pytest.raises(TimeoutError) as caught, TestClient(app, settings=settings):
+            raise AssertionError("it must not get here")
+    release.set()
+    shown = "".join(traceback.format_exception(caught.value))
+    if path == "/block":
+        assert "the application does not start" in shown and "release.wait(10)" in shown
+    else:
+        assert "the startup hooks take longer than 0.05 s" in shown
+        assert "await asyncio.Event().wait()" in shown
+
+
+def test_an_application_that_does_not_stop_fails_and_shows_where() -> None:
+    app = App()
+    release = threading.Event()
+
+    @app.on_shutdown
+    def stop() -> None:
+        release.wait(10)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fluxor_fast.testing.threaded.MARGIN", 0.05)
+        patch.setattr("fluxor_fast.testing.threaded.STOP_SECONDS", 0.0)
+        limits = {"server.graceful_timeout": 0}
+        client = TestClient(app, settings=limits)
+        client.__enter__()
+        with pytest.raises(TimeoutError, match="does not stop") as caught:
+            client.__exit__()
+        assert "release.wait(10)" in str(caught.value)
+        # the failure of the test itself says more
+        with pytest.raises(ZeroDivisionError), TestClient(app, settings=limits):
+            raise ZeroDivisionError
+    release.set()
+
+
+def test_a_process_ends_though_a_blocking_handler_never_does(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import threading, httpx\nfrom fluxor_fast import App\n"
+        "from fluxor_fast.testing import TestClient\n"
+        "app = App()\n"
+        "app.get('/', blocking=True)(lambda request: threading.Event().wait())\n"
+        "try:\n"
+        "    with TestClient(app, settings={'server.graceful_timeout': 0}) as client:\n"
+        "        client.get('/', timeout=0.05)\n"
+        "except httpx.ReadTimeout:\n"
+        "    print('told')\n"
+    )
+    done = subprocess.run([sys.executable, program], timeout=30, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("told\n", 0), done.stderr
 
 
 # in the loop of the test

@@ -34,7 +34,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from email.utils import formatdate
 from hashlib import blake2b
 from math import inf
@@ -214,7 +214,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._gently = True  # the instance goes on
         self._keep_idle = inf  # until when idle connections are kept, once it drains
-        self.threads = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
+        self.threads: Executor = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
         app.settings = settings
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import Any
+from typing import Any, Final
 from weakref import WeakSet
 
 from fluxor_fast.app import App
@@ -30,11 +30,15 @@ from fluxor_fast.server.batch import BatchRunner
 from fluxor_fast.server.common import Service
 from fluxor_fast.server.protocol import HttpProtocol
 from fluxor_fast.server.worker import Worker, load_app
+from fluxor_fast.testing.loops import DaemonThreads
 from fluxor_fast.testing.settings import completed, settings_of
-from fluxor_fast.testing.stacks import OWN
+from fluxor_fast.testing.stacks import BLOCKING, OWN
 from fluxor_fast.testing.wire import Wire
 
-__all__ = ["Failures", "Instance"]
+__all__ = ["STOP_SECONDS", "Failures", "Instance"]
+
+STOP_SECONDS: Final = 10.0
+"""For the shutdown hooks."""
 
 
 def _application(app: Any) -> App:
@@ -52,6 +56,17 @@ def _application(app: Any) -> App:
     raise TypeError(
         f"neither an App, nor an ASGI application, nor the name of one: a {type(app).__name__}"
     )
+
+
+async def _within(seconds: float, hooks: Coroutine[Any, Any, None], name: str) -> None:
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            await hooks
+    except TimeoutError as error:
+        if not limit.expired():  # it is of a hook's own
+            raise
+        raise TimeoutError(f"the {name} hooks take longer than {seconds:g} s") from error
 
 
 class Failures(logging.Handler):
@@ -102,17 +117,17 @@ class Instance:
         """Run the startup hooks, and serve from then on.
 
         :raises Exception: what a hook raises.
-        :raises TimeoutError: if they take longer than ``boot_timeout``.
+        :raises TimeoutError: if they take longer than ``boot_timeout``; where shows in its cause.
         """
         if self._service is not None:
             raise RuntimeError("it is running already")
         loop = asyncio.get_running_loop()
         self._memory = SharedMemory(1)
         self._worker = Worker(self.settings, self._memory, 0, self.app)
+        self._worker.threads = DaemonThreads(self.settings.server.threads, BLOCKING)
         logs.find_requests_in(BatchRunner._execute.__code__)
         try:
-            async with asyncio.timeout(self.settings.server.boot_timeout):
-                await self.app.start()
+            await _within(self.settings.server.boot_timeout, self.app.start(), "startup")
             self._service = self._worker.make_service(loop)
         except BaseException:
             self._release()
@@ -125,7 +140,10 @@ class Instance:
         logging.getLogger("fluxor_fast").addHandler(self.failures)
 
     async def stop(self) -> None:
-        """End all connections and requests, and run the shutdown hooks."""
+        """End all connections and requests, and run the shutdown hooks.
+
+        :raises Exception: as ``start``; the hooks have ``STOP_SECONDS``.
+        """
         service, self._service = self._service, None
         if service is None:
             return
@@ -136,13 +154,12 @@ class Instance:
             self._sweeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._sweeper
-            await self.app.stop()
+            await _within(STOP_SECONDS, self.app.stop(), "shutdown")
         finally:
             logging.getLogger("fluxor_fast").removeHandler(self.failures)
             self._release()
 
     def _release(self) -> None:
-        self._worker.threads.shutdown(wait=False, cancel_futures=True)
         os.close(self._memory.fd)
 
     def connect(self, peer: tuple[str, int]) -> Wire:

@@ -11,33 +11,31 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
-from concurrent.futures import thread as pool
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
 
-__all__ = ["OWN", "standing"]
+__all__ = ["BLOCKING", "OWN", "standing"]
 
 OWN: Final = "fluxor-test-"
 """What the names of tasks begin with that are not the application's."""
+BLOCKING: Final = "fluxor-blocking"
+"""The name of the threads that run its blocking handlers."""
 
 _HERE = str(Path(__file__).parent)
 
 
-def standing(
-    loop: asyncio.AbstractEventLoop, workers: str, thread: int = 0, root: CodeType | None = None
-) -> str:
+def standing(loop: asyncio.AbstractEventLoop, thread: int = 0, root: CodeType | None = None) -> str:
     """Return the stacks of what runs or waits in ``loop``, one paragraph each.
 
-    :param workers: what the names of the threads begin with that blocking handlers run in.
     :param thread: identifier of the loop's thread, if that is not the one of the caller.
     :param root: the function in it that runs the loop.
     """
-    return "\n".join(_paragraphs(loop, workers, thread, root)) or "nothing runs or waits in it"
+    return "\n".join(_paragraphs(loop, thread, root)) or "nothing runs or waits in it"
 
 
 def _paragraphs(
-    loop: asyncio.AbstractEventLoop, workers: str, thread: int, root: CodeType | None
+    loop: asyncio.AbstractEventLoop, thread: int, root: CodeType | None
 ) -> Iterator[str]:
     tops = sys._current_frames()
     chain = _outermost_first(tops.get(thread))
@@ -46,9 +44,8 @@ def _paragraphs(
             yield _paragraph("The loop is held up by:", chain[at + 1 :])
     for one in threading.enumerate():
         chain = _outermost_first(tops.get(one.ident or 0))
-        # a thread whose innermost frame is the pool's waits for work
-        if one.name.startswith(workers) and chain[-1].f_code.co_filename != pool.__file__:
-            yield _paragraph(f"The thread {one.name} is at:", chain)
+        if one.name == BLOCKING and chain:
+            yield _paragraph("A thread is at:", chain)
     running = asyncio.current_task(loop)
     for task in asyncio.all_tasks(loop):
         chain = list(_awaited(task.get_coro()))

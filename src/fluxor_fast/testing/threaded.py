@@ -13,11 +13,10 @@ from typing import Any, Final
 import httpcore
 import httpx
 
-from fluxor_fast.testing.instance import Instance
-from fluxor_fast.testing.loops import LoopThread
+from fluxor_fast.testing.instance import STOP_SECONDS, Instance
+from fluxor_fast.testing.loops import LoopThread, NoAnswer
 from fluxor_fast.testing.stacks import standing
 from fluxor_fast.testing.transport import (
-    BLOCKING,
     PORT,
     Errors,
     request_id_of,
@@ -51,7 +50,7 @@ class ThreadedTransport(httpx.BaseTransport):
         errors = Errors(
             instance.failures,
             raise_server_exceptions,
-            lambda: standing(thread.loop, BLOCKING, thread.ident, LoopThread.root),
+            lambda: standing(thread.loop, thread.ident, LoopThread.root),
         )
         self._share(instance, thread, errors, address)
         self._owner = True
@@ -86,8 +85,8 @@ class ThreadedTransport(httpx.BaseTransport):
     def _within(self, limit: float, coroutine: Any, otherwise: str) -> None:
         try:
             self._thread.call(coroutine, limit + MARGIN)
-        except TimeoutError as error:
-            raise TimeoutError(f"{otherwise}:\n{self._errors.stacks()}") from error
+        except NoAnswer:
+            raise NoAnswer(f"{otherwise}:\n{self._errors.stacks()}") from None
 
     def __exit__(
         self,
@@ -111,7 +110,7 @@ class ThreadedTransport(httpx.BaseTransport):
         """
         self._pool.close()
         if self._owner and self._thread.running:
-            limit = self._instance.settings.server.graceful_timeout
+            limit = self._instance.settings.server.graceful_timeout + STOP_SECONDS
             try:
                 self._within(limit, self._instance.stop(), "the application does not stop")
             finally:

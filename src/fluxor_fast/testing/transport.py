@@ -28,8 +28,6 @@ __all__ = ["Errors", "FluxorTransport", "request_id_of", "to_httpcore", "to_http
 
 PORT: Final = 50_000
 """From which clients come; nobody looks at it."""
-BLOCKING: Final = "fluxor-blocking"
-"""What the names of the worker's threads begin with."""
 
 
 class Errors:
@@ -121,7 +119,7 @@ class FluxorTransport(httpx.AsyncBaseTransport):
         errors = Errors(
             instance.failures,
             raise_server_exceptions,
-            lambda: standing(asyncio.get_running_loop(), BLOCKING),
+            lambda: standing(asyncio.get_running_loop()),
         )
         self._share(instance, errors, address)
         self._owner = True
