@@ -4,6 +4,13 @@ Wants ``pip install "fluxor-fast[testing]"``. How: ``docs/TESTING.md``; the pyte
 ``pytest_fluxor_fast``.
 """
 
+try:
+    import httpx as _httpx  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "fluxor_fast.testing needs one more package: pip install 'fluxor-fast[testing]'"
+    ) from error
+
 from fluxor_fast.testing.client import AsyncClient, TestClient
 from fluxor_fast.testing.live import LiveServer
 from fluxor_fast.testing.transport import FluxorTransport
