@@ -325,11 +325,28 @@ def test_failures_of_another_application_are_its_own(client: TestClient) -> None
         assert other.get("/hello").status_code == 200
 
 
+def test_an_error_that_is_logged_and_borne_is_none_of_the_request() -> None:
+    app = App()
+
+    @app.get("/")
+    async def bears(request: Request) -> str:
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            logging.getLogger("fluxor_fast.db").exception("borne")
+            logging.getLogger("mine").exception("borne")
+        return "well"
+
+    with TestClient(app) as client:
+        assert client.get("/").text == "well"
+
+
 def test_no_handler_of_the_log_is_left_over() -> None:
-    before = list(logging.getLogger("fluxor_fast").handlers)
+    before = list(logging.getLogger("fluxor_fast.server").handlers)
     with TestClient(make()) as client:
+        assert logging.getLogger("fluxor_fast.server").handlers != before
         client.get("/hello")
-    assert logging.getLogger("fluxor_fast").handlers == before
+    assert logging.getLogger("fluxor_fast.server").handlers == before
 
 
 # streams

@@ -140,10 +140,18 @@ async def test_a_client_that_leaves_is_lost_once() -> None:
 
 
 @in_loop
+async def test_what_was_sent_before_leaving_is_read_before_the_end() -> None:
+    wire, protocol = connected()
+    await wire.send(b"the last words")
+    wire.leave()
+    await turns()
+    assert (protocol.sizes, protocol.calls) == ([14], ["eof"])
+
+
+@in_loop
 async def test_one_that_leaves_while_it_is_owed_an_answer_is_a_reset() -> None:
     wire, protocol = connected(half_open=True)
     wire.leave()
     await turns()
     (error,) = protocol.lost
     assert isinstance(error, ConnectionResetError)
-    del wire

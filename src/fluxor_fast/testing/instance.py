@@ -39,6 +39,8 @@ __all__ = ["STOP_SECONDS", "Failures", "Instance"]
 
 STOP_SECONDS: Final = 10.0
 """For the shutdown hooks."""
+_TOLD_BY: Final = ("fluxor_fast.server", "fluxor_fast.recovery", "fluxor_fast.asgi")
+"""Who logs what a handler raised; what others log may be no error of the request."""
 
 
 def _application(app: Any) -> App:
@@ -79,15 +81,27 @@ class Failures(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the error of the record, if it is one of a request to this application."""
-        error = record.exc_info and record.exc_info[1]
+        error = record.exc_info[1] if record.exc_info else None
         request = logs.current_request()
         if (
-            error
+            error is not None
             and not isinstance(error, ClientDisconnected)
             and request is not None
             and request.app is self._app
+            and hasattr(request, "rid")  # else it has not begun
         ):
             self._found.setdefault(request.id, error)
+
+    def listen(self) -> None:
+        """Begin."""
+        for name in _TOLD_BY:
+            logging.getLogger(name).addHandler(self)
+
+    def close(self) -> None:
+        """End."""
+        for name in _TOLD_BY:
+            logging.getLogger(name).removeHandler(self)
+        super().close()
 
     def take(self, request_id: str | None = None) -> BaseException | None:
         """Return the error of a request, or of any, once."""
@@ -137,7 +151,7 @@ class Instance:
         self._sweeper = loop.create_task(
             self._worker.keep_sweeping(self._service), name=f"{OWN}sweep"
         )
-        logging.getLogger("fluxor_fast").addHandler(self.failures)
+        self.failures.listen()
 
     async def stop(self) -> None:
         """End all connections and requests, and run the shutdown hooks.
@@ -156,7 +170,7 @@ class Instance:
                 await self._sweeper
             await _within(STOP_SECONDS, self.app.stop(), "shutdown")
         finally:
-            logging.getLogger("fluxor_fast").removeHandler(self.failures)
+            self.failures.close()
             self._release()
 
     def _release(self) -> None:
@@ -165,7 +179,9 @@ class Instance:
     def connect(self, peer: tuple[str, int]) -> Wire:
         """Return a new connection; call it in the loop in which this was started."""
         if self._service is None:
-            raise RuntimeError("the application is not running: `with TestClient(app) as client:`")
+            raise RuntimeError(
+                "the application is not running: `async with AsyncClient(app) as client:`"
+            )
         wire = Wire(HttpProtocol(self._service), self._context, peer)
         self._wires.add(wire)
         return wire

@@ -191,7 +191,7 @@ class Wire(asyncio.Transport):
 
     def _deliver(self) -> None:
         """Give the protocol the piece that waits."""
-        if self._sent and self._reading and not (self._closing or self._left):
+        if self._sent and self._reading and not self._closing:
             protocol = self._protocol
             assert isinstance(protocol, asyncio.Protocol)
             data, self._sent = self._sent, b""

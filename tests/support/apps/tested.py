@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from fluxor_fast import App, EventStream, HTTPError, Request, Response, StreamingResponse
 
@@ -78,4 +79,4 @@ async def early(request: Request) -> str:
     return "not interested"
 
 
-app.files("/files", os.path.dirname(__file__))  # noqa: PTH120
+app.files("/files", Path(__file__).parent)
