@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -66,17 +65,6 @@ async def until(check: Callable[[], bool], what: str, seconds: float) -> None:
         await asyncio.sleep(0.01)
 
 
-@pytest.fixture
-def own(postgres_folder: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
-    """A server that the test may stop."""
-    server = EmbeddedPostgres(postgres_folder / request.node.name, max_connections=20)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.close()
-
-
 # queries
 
 
@@ -102,12 +90,12 @@ def test_a_transaction_is_all_or_nothing(database_url: str) -> None:
         async with opened(database_url) as database:
             await database.execute("create table whole (id int primary key)")
             with pytest.raises(psycopg.errors.UniqueViolation):
-                async with database.transaction() as connection:
-                    await connection.execute("insert into whole values (1)")
-                    await connection.execute("insert into whole values (1)")
+                async with database.transaction() as tx:
+                    await tx.execute("insert into whole values (1)")
+                    await tx.execute("insert into whole values (1)")
             assert await database.fetch_all("select * from whole") == []
-            async with database.transaction() as connection:
-                await connection.execute("insert into whole values (1)")
+            async with database.transaction() as tx:
+                await tx.execute("insert into whole values (1)")
             assert await database.fetch_all("select * from whole") == [{"id": 1}]
 
     run(main())
@@ -340,10 +328,10 @@ def test_one_silent_connection_is_hung_up_on_after_the_statement_timeout(
 
             async def transaction() -> None:
                 nonlocal pid
-                async with database.transaction() as connection:
-                    pid = connection.info.backend_pid
+                async with database.transaction() as tx:
+                    pid = tx.connection.info.backend_pid
                     os.kill(pid, signal.SIGSTOP)
-                    await connection.execute("select 1")
+                    await tx.execute("select 1")
 
             try:
                 with pytest.raises(DatabaseBusy, match="lost"):

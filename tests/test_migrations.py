@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from psycopg.rows import dict_row
 
 from fluxor_fast.config import AuthSettings, DatabaseSettings, Settings
 from fluxor_fast.db.connection import Connection
-from fluxor_fast.db.embedded import EmbeddedPostgres
 from fluxor_fast.db.migrations import (
     LOCK,
     Migration,
@@ -46,13 +43,8 @@ create unique index if not exists users_email_key on users (lower(email));
 
 
 @pytest.fixture
-def url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """URL of an empty database, for one test."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute(f"create database {name}".encode())
-        yield postgres.url.replace("/postgres?", f"/{name}?")
-        admin.execute(f"drop database {name} with (force)".encode())
+def url(empty_database: str) -> str:
+    return empty_database
 
 
 async def connected(url: str) -> Connection:
