@@ -186,14 +186,12 @@ async def move(request: Request, id: int) -> dict[str, int]:
     """Move what is open to another list, and note it: both, or neither."""
     to = parse(Move, request).to
     try:
-        async with database().transaction() as connection:
-            cursor = await connection.execute(
-                "update todos set list_id = %s where list_id = %s and not done", (to, id)
+        async with database().transaction() as transaction:
+            moved = await transaction.execute(
+                "update todos set list_id = %s where list_id = %s and not done", to, id
             )
-            moved = cursor.rowcount
-            await connection.execute(
-                "insert into moves (from_list, to_list, todos) values (%s, %s, %s)",
-                (id, to, moved),
+            await transaction.execute(
+                "insert into moves (from_list, to_list, todos) values (%s, %s, %s)", id, to, moved
             )
             if not moved:
                 raise HTTPError(409, "nothing is open in this list")  # undoes the note too
