@@ -16,17 +16,17 @@ from fluxor_fast.db.connection import Connection
 from fluxor_fast.db.migrations import (
     LOCK,
     Migration,
-    MigrationError,
     check,
     migrate,
     read_folder,
     status,
 )
-from fluxor_fast.errors import BootError
+from fluxor_fast.errors import BootError, MigrationError
 from fluxor_fast.service import build
 from fluxor_fast.service.schema import ensure_schema, migrations
 from tests.support.command import command
 from tests.support.pure import FakeMetrics, run
+from tests.support.server import LiveServer, eventually, get
 
 # what the service made before there were numbered files
 OLD_SCHEMA = """
@@ -418,3 +418,17 @@ def test_the_service_migrates_at_its_start_or_refuses_old_tables(
 
     run(main())
     assert (rows(url, "select to_regclass('users')") != [(None,)]) is migrate_at_start
+
+
+def test_instances_that_start_at_once_on_an_empty_database(url: str) -> None:
+    env = {"DATABASE_URL": url, "JWT_SECRET": "s" * 32}
+    servers = [
+        LiveServer("fluxor_fast.service:app", "--workers=2", env=env, wait=False) for _ in range(2)
+    ]
+    with servers[0], servers[1]:
+        for server in servers:
+            port = eventually(server._announced, "announced", 30)
+            eventually(lambda port=port: get(port, "/ready").status == 200, "ready")
+    assert rows(url, "select name from fluxor_migrations order by version") == [
+        (migration.name,) for migration in migrations()
+    ]
