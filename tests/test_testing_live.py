@@ -72,7 +72,7 @@ def test_what_the_server_wrote_is_shown_when_the_test_fails() -> None:
     assert "said by a handler" in "".join(caught.value.__notes__)
 
 
-def test_a_server_that_does_not_stop_is_killed(
+def test_a_server_that_does_not_stop_is_killed_and_fails_the_test(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("fluxor_fast.testing.live.STOP_SECONDS", 0.1)
@@ -80,14 +80,13 @@ def test_a_server_that_does_not_stop_is_killed(
         "import asyncio\nfrom fluxor_fast import App\napp = App()\n"
         "@app.on_shutdown\nasync def stop() -> None:\n    await asyncio.sleep(60)\n"
     )
-    with LiveServer(
-        "stubborn:app", settings={"server.graceful_timeout": 0.1}, cwd=tmp_path
-    ) as server:
-        worker = int(
-            Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
-        )
+    server = LiveServer("stubborn:app", settings={"server.graceful_timeout": 0.1}, cwd=tmp_path)
+    with pytest.raises(AssertionError, match=r"did not stop within 0\.2 s"), server:
+        pid = server.process.pid
+        worker = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
     eventually(lambda: ended(worker), "its worker is gone too")
-    assert ended(server.process.pid)
+    assert ended(pid)
+    assert "stubborn:app" in server.output
 
 
 def test_an_application_that_nothing_names_cannot_be_served() -> None:

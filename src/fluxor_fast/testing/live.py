@@ -47,7 +47,7 @@ class LiveServer:
     :param env: more for its environment.
     :param cwd: the folder in which it is started; this process's.
     :raises ConfigError: for wrong settings.
-    :raises AssertionError: when entered, if it does not start.
+    :raises AssertionError: if it does not start when it is entered, or stop when it is left.
     """
 
     url: str
@@ -70,6 +70,7 @@ class LiveServer:
         self._patience = server.drain_delay + server.graceful_timeout + STOP_SECONDS
         self._env = _environment(given) | dict(env or {})
         self._in_folder = uds
+        self._last: str | None = None  # what it has written in all
         self._cwd = cwd
 
     def __enter__(self) -> LiveServer:
@@ -113,7 +114,7 @@ class LiveServer:
     @property
     def output(self) -> str:
         """What it has written so far."""
-        return self._log.read_text(errors="replace")
+        return self._log.read_text(errors="replace") if self._last is None else self._last
 
     def client(self, **options: Any) -> httpx.Client:
         """Return a client of the server.
@@ -130,20 +131,32 @@ class LiveServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop it; what it has written is shown if the test has failed."""
+        """Stop it; what it has written is shown if the test has failed.
+
+        :raises AssertionError: if it does not stop.
+        """
+        stopped = self._end()
         if error is not None:
             error.add_note(f"the server wrote:\n{self.output}")
-        self._end()
+        elif not stopped:
+            raise AssertionError(
+                f"the server did not stop within {self._patience:g} s, and was killed:\n"
+                f"{self.output}"
+            )
 
-    def _end(self) -> None:
+    def _end(self) -> bool:
+        """End it; return whether it has ended by itself."""
         try:
             self.process.terminate()
             self.process.wait(self._patience)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)  # it lives, so the number is its own
             self.process.wait()
+            return False
         finally:
+            self._last = self.output
             self._folder.cleanup()
+        return True
 
 
 def _environment(settings: Mapping[str, object]) -> dict[str, str]:
@@ -156,8 +169,9 @@ def _environment(settings: Mapping[str, object]) -> dict[str, str]:
     }
     env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
     for path, value in settings.items():
-        several = isinstance(value, list | tuple)
-        env[table[path].env] = ",".join(map(str, value)) if several else str(value)  # type: ignore[call-overload]
+        if value is not None:
+            several = value if isinstance(value, list | tuple) else (value,)
+            env[table[path].env] = ",".join(map(str, several))
     return env
 
 
