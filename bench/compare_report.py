@@ -81,8 +81,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             "|---|--:|--:|--:|--:|--:|--:|",
             *(_row(r) for r in sorted(results, key=lambda r: -r["figures"]["rps"]["median"])),
         ]
-    lines += ["", "Left out:", ""]
-    lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
+    left_out = [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
+    lines += ["", "Left out:", "", *(left_out or ["- nobody"])]
     lines += ["", "| promised | got | |", "|---|--:|---|"]
     for promise in promises(report):
         kept = "–" if promise.got is None else "kept" if promise.kept else "**not kept**"

@@ -831,12 +831,22 @@ def test_what_does_not_match_is_given_up_in_linear_time(lines: list[bytes]) -> N
     assert time.process_time() - started < 0.1  # it takes less than a millisecond
 
 
-def test_only_request_lines_of_the_application_are_remembered() -> None:
-    heads = cache(entries=0)
+def test_only_starts_of_the_application_are_remembered() -> None:
+    heads = cache(entries=0, longest=60)
     for target in (b"/", b"/?secret", b"/secret", b"/items/1", b"/items/2", b"/items/%7Bitem%7D"):
         for method in (b"GET", b"POST", b"DELETE"):
             heads.parse(line(b"%b %b HTTP/1.1" % (method, target)))
-    assert set(heads._lines) == {b"GET /", b"POST /", b"DELETE /"}
+    heads.parse(get().replace(b"Host: a", b"Secret: x\r\nHost: b"))
+    heads.parse(host(b"a" * 60))
+    known = [b"%b / HTTP/1.1\r\nHost: a\r\n" % method for method in (b"GET", b"POST", b"DELETE")]
+    assert list(heads._starts) == known
+
+
+def test_starts_are_bounded() -> None:
+    heads = cache(entries=0)
+    for number in range(3 * HeadCache.STARTS):
+        assert heads.parse(host(b"h%d" % number)).host == f"h{number}"
+        assert 0 < len(heads._starts) <= HeadCache.STARTS
 
 
 def test_nothing_is_remembered_of_fields() -> None:
@@ -918,6 +928,7 @@ def worst(number: int) -> dict[str, bytes]:
         "of many lines that are meant": get(*[b"Connection:%b%x" % (some, n) for n in range(97)]),
         "of a long target": line(b"GET /" + some + b"y" * 1900 + b" HTTP/1.1"),
         "with many parameters": line(b"GET /?" + b"%b%%41&" % some * 99 + b" HTTP/1.1"),
+        "of many hosts": host(some + b"x" * 1900),
         "of empty fields": b"GET /%b HTTP/1.1\r\nHost: a\r\n" % some + least + b"\r\n",
     }
 
@@ -933,7 +944,8 @@ def test_the_cache_is_bounded_in_entries_and_in_bytes_whatever_the_heads(kind: s
         assert head.headers and head.query_items is not None  # kept with it, once it was asked
     assert len(heads.found) <= 1024
     assert max(map(len, heads.found)) <= 2048
-    assert len(heads._lines) <= 2
+    assert len(heads._starts) <= HeadCache.STARTS
+    assert sum(map(len, heads._starts)) <= HeadCache.STARTS * 2048
     size = sum(map(sys.getsizeof, within(heads)))
     print(f"heads {kind}: {size / 2**20:.1f} MiB")
     assert size < 64 * 2**20

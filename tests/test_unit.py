@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fluxor_fast.arbiter.unit import Place, quoted, unit
+from fluxor_fast.arbiter.unit import Place, closed, quoted, unit
 from fluxor_fast.config import Settings, load
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -219,3 +219,22 @@ def test_each_sysctl_has_a_reason() -> None:
         before = line
     assert {"net.core.somaxconn", "net.ipv4.ip_local_port_range"} <= set(found)
     assert len(found) == len(set(found))
+
+
+def test_an_interpreter_behind_a_link_counts_as_where_it_really_is(tmp_path: Path) -> None:
+    link = tmp_path / "python"
+    link.symlink_to("/root/.pyenv/bin/python3")
+    assert made(Place([str(link)], Path("/opt"), Path("/etc/x")))["ProtectHome"] == ["read-only"]
+
+
+def test_folders_that_are_closed_to_the_services_own_user_are_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    shut = tmp_path / "shut"
+    (shut / "bin").mkdir(parents=True)
+    shut.chmod(0o700)
+    program = [str(shut / "bin" / "python")]
+    place = Place(program, Path("/opt"), Path("/etc/x"))
+    assert shut in closed(place)
+    assert closed(Place(program, Path("/opt"), Path("/etc/x"), user="me")) == []
+    shut.chmod(0o755)
+    assert shut not in closed(place)

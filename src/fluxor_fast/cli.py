@@ -35,7 +35,7 @@ from fluxor_fast.arbiter.machine import Machine, findings
 from fluxor_fast.arbiter.reload import fixed, keep_fixed
 from fluxor_fast.arbiter.sockets import inherit, place_of
 from fluxor_fast.arbiter.systemd import Notifier, inherited, served
-from fluxor_fast.arbiter.unit import Place, unit
+from fluxor_fast.arbiter.unit import Place, closed, unit
 from fluxor_fast.arbiter.upgrade import Inherited
 from fluxor_fast.config import Settings, knobs, load, masked, secrets_of
 from fluxor_fast.ctl import ctl
@@ -162,6 +162,12 @@ def systemd_unit(app: str | None, config: Path | None, **options: Any) -> None:
         group=grp.getgrgid(user.pw_gid).gr_name if user.pw_uid else None,
         systemd=_systemd_version(),
     )
+    for folder in closed(place):
+        click.echo(
+            f"will not start: {folder} is closed to the user that systemd makes; install Python"
+            " and the application in /opt, or name a user in User=",
+            err=True,
+        )
     click.echo(unit(settings, place, arguments), nl=False)
 
 

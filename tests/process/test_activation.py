@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import APPS, eventually, get
-from tests.support.steady import ended
+from tests.support.server import APPS, ended, eventually, get
 
 # what systemd does between fork and exec (systemd.exec(5), sd_listen_fds(3))
 WRAPPER = """

@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 
 from fluxor_fast.ctl import ctl
 from fluxor_fast.errors import FluxorError
-from tests.support.server import Client, LiveServer, eventually, get
-from tests.support.steady import Steady, ended
+from tests.support.server import Client, LiveServer, ended, eventually, get
+from tests.support.steady import Steady
 
 SITE = """
 import logging

@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.certificates import Authority
 from tests.support.seeds import seeded
-from tests.support.server import Client, LiveServer, eventually, get
-from tests.support.steady import Steady, ended
+from tests.support.server import Client, LiveServer, ended, eventually, get
+from tests.support.steady import Steady
 
 APP = """
 from fluxor_fast import App

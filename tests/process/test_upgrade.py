@@ -14,8 +14,8 @@ from pathlib import Path
 
 from fluxor_fast.arbiter.shared import SharedMemory
 from tests.process.test_reload import APP, EXACT, LIMIT, told
-from tests.support.server import LiveServer, eventually, get
-from tests.support.steady import Steady, ended
+from tests.support.server import LiveServer, ended, eventually, get
+from tests.support.steady import Steady
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,13 @@ def eventually(check: Callable[[], T], what: str, seconds: float = 10.0) -> T:
         if time.monotonic() > until:
             raise AssertionError(f"not within {seconds} s: {what}")
         time.sleep(0.01)
+
+
+def ended(pid: int) -> bool:
+    """Whether the process is gone; one that nobody reaps counts."""
+    with suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
 class Answer:
@@ -111,7 +119,9 @@ class LiveServer:
         wait: bool = True,
         most_files: int | None = None,
         pass_fds: tuple[int, ...] = (),
+        before: Callable[[], None] | None = None,
     ) -> None:
+        """Start it; ``before`` is called in the new process."""
         clean = {
             name: value
             for name, value in os.environ.items()
@@ -127,9 +137,11 @@ class LiveServer:
             stderr=subprocess.PIPE,
             start_new_session=True,
             pass_fds=pass_fds,
-            preexec_fn=most_files
-            and partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most_files, most_files)),
+            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most_files, most_files))
+            if most_files
+            else before,
         )
+        self.arbiter = self.process.pid
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._drain, daemon=True)
         self._reader.start()
@@ -157,7 +169,7 @@ class LiveServer:
     @property
     def workers(self) -> list[int]:
         """Process ids of the workers."""
-        pid = self.process.pid
+        pid = self.arbiter
         return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def signal(self, number: signal.Signals) -> None:
@@ -169,11 +181,21 @@ class LiveServer:
         self._reader.join(5)
         return code
 
+    def follow(self, arbiter: int) -> None:
+        """Go on with the arbiter that has taken over in an upgrade."""
+        if self.arbiter == self.process.pid:
+            self.process.wait(10)  # else it would stay as a zombie
+        self.arbiter = arbiter
+
     def __enter__(self) -> LiveServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+        if self.arbiter != self.process.pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.arbiter, signal.SIGTERM)
+                eventually(lambda: ended(self.arbiter), f"{self.arbiter} has left", 15)
+        elif self.process.poll() is None:
             self.process.terminate()
             try:
                 self.process.wait(10)

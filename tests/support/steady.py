@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
 
 from tests.support.server import Client
 
@@ -84,10 +83,3 @@ class Steady:
             self.statuses[status] += 1
             if status >= 500 and not (status == 503 and self._refusals):
                 self.failures.append(f"{status} {body[:200]!r}")
-
-
-def ended(pid: int) -> bool:
-    """Whether the process is gone; one that nobody reaps counts."""
-    with suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "Z"
-    return True

@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 from fluxor_fast.arbiter.sockets import descriptors_for
 from fluxor_fast.config import Settings
 
-__all__ = ["Place", "quoted", "unit"]
+__all__ = ["Place", "closed", "quoted", "unit"]
 
 MARGIN = 10
 """Seconds for what is not a request: hooks, closed pools, workers that get SIGKILL."""
@@ -105,7 +106,7 @@ def unit(settings: Settings, place: Place, arguments: Sequence[str] = ()) -> str
         f"LimitNOFILE={files}",
         "",
         *_folders(folders),
-        *_hardening(low_port, _home([place.folder, *map(Path, place.program[:1])])),
+        *_hardening(low_port, _home(place)),
         "",
         "[Install]",
         "WantedBy=multi-user.target",
@@ -136,11 +137,25 @@ def _folders(paths: Iterable[Path]) -> list[str]:
     return lines
 
 
-def _home(paths: Iterable[Path]) -> str:
+def _needed(place: Place) -> list[Path]:
+    """Return what the service must be able to get at; a program may be a link to another one."""
+    program = Path(place.program[0])
+    return [place.folder, program, program.resolve()]
+
+
+def _home(place: Place) -> str:
     """Return what the service may see of home folders: it may live in one."""
     homes = ("/home", "/root", "/run/user")
-    inside = any(path.is_relative_to(home) for path in paths for home in homes)
+    inside = any(path.is_relative_to(home) for path in _needed(place) for home in homes)
     return "read-only" if inside else "yes"
+
+
+def closed(place: Place) -> list[Path]:
+    """Return the folders that keep a user whom systemd makes from what the service needs."""
+    if place.user is not None:
+        return []
+    above = dict.fromkeys(folder for path in _needed(place) for folder in reversed(path.parents))
+    return [f for f in above if f.is_dir() and not f.stat().st_mode & stat.S_IXOTH]
 
 
 def _hardening(low_port: bool, home: str) -> list[str]:

@@ -36,6 +36,8 @@ __all__ = [
     "Watcher",
 ]
 
+_new = object.__new__
+
 CHUNKED = -1
 """Value of ``Head.length`` when the body comes in chunks (RFC 9112, section 7.1)."""
 
@@ -122,10 +124,16 @@ class Headers(Mapping[str, str]):
     """Header fields by name, without regard to case; ``get_all`` gives repeated ones.
 
     Fields that came more than once are joined with ``", "`` (RFC 9110, section 5.3).
+    They are made of fields with names in lower case, or of a whole head that was found good.
     """
 
-    def __init__(self, raw: tuple[tuple[bytes, bytes], ...]) -> None:
+    def __init__(self, raw: tuple[tuple[bytes, bytes], ...] | bytes) -> None:
         self._fields: dict[str, list[str]] = {}
+        if isinstance(raw, bytes):
+            for line in raw.decode("latin-1").split("\r\n")[1:-2]:
+                text, _, rest = line.partition(":")
+                self._fields.setdefault(text.lower(), []).append(rest.strip(" \t"))
+            return
         for name, value in raw:
             self._fields.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
 
@@ -202,6 +210,27 @@ class Head:
         head.keep_alive = head.plain = head.quick = head.short = False
         return head
 
+    def over(self, raw: bytes) -> Head:
+        """Return a head that says the same, of other bytes; only its fields are read from those."""
+        head = _new(Head)
+        head.method = self.method
+        head.path = self.path
+        head.query = self.query
+        head.http_11 = self.http_11
+        head._fields = raw
+        head.length = self.length
+        head.keep_alive = self.keep_alive
+        head.expects_continue = self.expects_continue
+        head.request_id = self.request_id
+        head.timeout = self.timeout
+        head.route = self.route
+        head.params = self.params
+        head.streams = self.streams
+        head.plain = self.plain
+        head.quick = self.quick
+        head.short = self.short
+        return head
+
     @property
     def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]:
         """The fields in order: names in lower case, values without white space around them."""
@@ -216,7 +245,7 @@ class Head:
     @cached_property
     def headers(self) -> Headers:
         """The header fields as a mapping."""
-        return Headers(self.raw_headers)
+        return Headers(self._fields)
 
     @cached_property
     def memo(self) -> dict[object, Any]:

@@ -8,10 +8,10 @@ Bounds: ``entries`` heads of at most ``longest`` bytes each, the oldest entry le
 nearly every head is new the cache stops storing, and tries again later.
 
 A head that is new mostly differs from others in a token, a trace, a cookie, a length.
-``_PLAIN_HEAD`` is the grammar of heads that need no parser: within it nothing is refused by the
-rules below, and there is one way to read what is there. What it does not match, good or bad, goes
-to ``parse_head``. It keeps nothing of a head but its entry; what is kept besides are the request
-lines of routes without parameters, which the application wrote.
+``_PLAIN_LINE`` and ``_PLAIN_FIELDS`` are the grammar of heads that need no parser: within it
+nothing is refused by the rules below, and there is one way to read what is there. What it does not
+match, good or bad, goes to ``parse_head``. Nothing is kept of a head outside of its entry but its
+*start*, the request line and ``Host`` of a route without parameters, if it comes without a query.
 
 What a head must fulfil here, beyond what httptools (llhttp) checks (RFC 9112 unless said):
 
@@ -78,18 +78,20 @@ _OTHER_LINE = _named(
 )
 """A field that says nothing to this server, nor to httptools."""
 _MEANT_LINE = _named(
-    r"(?:<host>: ?(?(3)(?!))([A-Za-z0-9\-._]++(?::(?:6[0-4][0-9]{3}|[1-5]?[0-9]{1,4}))?)"
-    r"|<con>(?:<tent-length>: ?(?(4)(?!))([0-9]{1,18}+)|<nection>: ?(?(5)(?!))([\x20-\x7e]*+))"
-    r"|<transfer-encoding>: ?(?(6)(?!))(<chunked>)"
-    r"|<x-request->(?:<id>: ?(?(7)(?!))([\x21-\x7e]{1,128}+)"
-    r"|<timeout-ms>: ?(?(8)(?!))([1-9][0-9]{0,8}+)))\r\n"
+    r"(?:<host>: ?(?(1)(?!))([A-Za-z0-9\-._]++(?::(?:6[0-4][0-9]{3}|[1-5]?[0-9]{1,4}))?)"
+    r"|<con>(?:<tent-length>: ?(?(2)(?!))([0-9]{1,18}+)|<nection>: ?(?(3)(?!))([\x20-\x7e]*+))"
+    r"|<transfer-encoding>: ?(?(4)(?!))(<chunked>)"
+    r"|<x-request->(?:<id>: ?(?(5)(?!))([\x21-\x7e]{1,128}+)"
+    r"|<timeout-ms>: ?(?(6)(?!))([1-9][0-9]{0,8}+)))\r\n"
 )
-"""A field that says something, in its plain form, and none of its name before: ``(?(3)(?!))``
-fails once group 3 has matched. A line that is neither this nor the other ends the match: as no
+"""A field that says something, in its plain form, and none of its name before: ``(?(1)(?!))``
+fails once group 1 has matched. A line that is neither this nor the other ends the match: as no
 line can be read two ways there is nothing to try again, and time is linear."""
-_PLAIN_HEAD = re.compile(
-    rb"((?:GET|HEAD|POST|PUT|PATCH|DELETE) /[\x21\x24-\x3e\x40-\x7e]*+)"
-    rb"(?:\?([\x21\x24-\x7e]*+))?+ HTTP/1\.1\r\n"
+_PLAIN_LINE = re.compile(
+    rb"(GET|HEAD|POST|PUT|PATCH|DELETE) (/[\x21\x24-\x3e\x40-\x7e]*+)(?:\?([\x21\x24-\x7e]*+))?+"
+    rb" HTTP/1\.1\r\n"
+).match
+_PLAIN_FIELDS = re.compile(
     # no group within a possessive loop: CPython before 3.13 can take its span for another's
     rb"(?:%b)*+(?:%b(?:%b)*+)*\r\n" % (_OTHER_LINE, _MEANT_LINE, _OTHER_LINE)
 ).fullmatch
@@ -279,8 +281,33 @@ def _keeps(connection: bytes) -> bool:
     return b"close" not in value or b"close" not in map(bytes.strip, value.split(b","))
 
 
-_new, _fill = object.__new__, Head.__init__
-"""``Head(…)`` in two: called so they take half as long."""
+def _said(
+    raw: bytes,
+    method: str,
+    path: str,
+    query: bytes,
+    route: Route,
+    params: dict[str, Any],
+    fields: re.Match[bytes],
+) -> Head | None:
+    """Return the head with what ``_PLAIN_FIELDS`` found, or None if the parser is to see it."""
+    _, length, connection, coding, request_id, timeout = fields.groups()
+    if coding is not None and length is not None:
+        return None
+    return Head(
+        method,
+        path,
+        query,
+        True,
+        raw,
+        CHUNKED if coding is not None else 0 if length is None else int(length),
+        connection is None or _keeps(connection),
+        route,
+        False,
+        request_id,
+        None if timeout is None else int(timeout) / 1000,
+        params,
+    )
 
 
 class HeadCache:
@@ -293,6 +320,7 @@ class HeadCache:
 
     REVIEW: Final = 512  # misses between two looks at whether storing pays
     REST: Final = 8192  # misses for which a cache that did not pay stores nothing
+    STARTS: Final = 256  # kept; when there are more they are all forgotten
 
     def __init__(
         self,
@@ -312,8 +340,8 @@ class HeadCache:
         self._countdown = self.REVIEW
         self._served_then = 0
         self._storing = entries > 0
-        self._short = min(limits.target, 4 * limits.headers)  # a head that can exceed neither
-        self._lines: dict[bytes, tuple[str, str, Route]] = {}  # method and path, when they are all
+        self._short = 4 * limits.headers  # bytes of a head that cannot have more fields
+        self._starts: dict[bytes, Head] = {}  # with what they say if nothing more is said
 
     def parse(self, raw: bytes) -> Head:
         """Return the head in ``raw``, which is not in the cache, and remember it.
@@ -333,43 +361,41 @@ class HeadCache:
 
     def _plain(self, raw: bytes) -> Head | None:
         """Return the head if it is of the plain form, within the limits."""
-        match = _PLAIN_HEAD(raw)
-        if match is None:
+        at = raw.find(b"\n", raw.find(b"\n") + 1) + 1
+        start = self._starts.get(raw[:at])
+        if start is None:
+            return self._of_new_start(raw, at)
+        fields = _PLAIN_FIELDS(raw, at)
+        if fields is None or (len(raw) > self._short and self._has_many(raw)):
             return None
-        line, query, host, length, connection, coding, request_id, timeout = match.groups()
-        if host is None or (coding is not None and length is not None):
+        if fields.lastindex is None:
+            return start.over(raw)
+        if fields[1] is not None:  # a second Host
             return None
-        if len(raw) > self._short and (
-            max(match.end(1), match.end(2)) > self.limits.target
-            or raw.count(b"\n") - 2 > self.limits.headers
+        return _said(raw, start.method, start.path, b"", start.route, start.params, fields)
+
+    def _of_new_start(self, raw: bytes, at: int) -> Head | None:
+        line = _PLAIN_LINE(raw)
+        if line is None or line.end() > self.limits.target:
+            return None
+        fields = _PLAIN_FIELDS(raw, line.end())
+        if fields is None or fields[1] is None or self._has_many(raw):
+            return None
+        method, path = line[1].decode("ascii"), line[2].decode("ascii")
+        route, params = self._router.match(method, path)
+        if (
+            fields.end(1) + 2 == at <= self._longest  # Host is the first field
+            and line[3] is None
+            and route.path == path
+            and not params
         ):
-            return None
-        params: dict[str, Any] | None = None
-        known = self._lines.get(line)
-        if known is not None:
-            method, path, route = known
-        else:
-            method, path = line.decode("ascii").split(" ")
-            route, params = self._router.match(method, path)
-            if route.path == path and not params:
-                self._lines[line] = method, path, route
-        head = _new(Head)
-        _fill(
-            head,
-            method,
-            path,
-            query or b"",
-            True,
-            raw,
-            CHUNKED if coding is not None else 0 if length is None else int(length),
-            connection is None or _keeps(connection),
-            route,
-            False,
-            request_id,
-            None if timeout is None else int(timeout) / 1000,
-            params,
-        )
-        return head
+            if len(self._starts) >= self.STARTS:
+                self._starts.clear()
+            self._starts[raw[:at]] = Head(method, path, b"", True, b"", 0, True, route)
+        return _said(raw, method, path, line[3] or b"", route, params, fields)
+
+    def _has_many(self, raw: bytes) -> bool:
+        return raw.count(b"\n") - 2 > self.limits.headers
 
     def _review(self) -> None:
         served = self._served()

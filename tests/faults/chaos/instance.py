@@ -79,10 +79,14 @@ class Instance:
 
     def __init__(self, server: LiveServer) -> None:
         self.server = server
-        self.arbiter = server.process.pid
         self.memory = shared_memory(self.arbiter)
         self.since: dict[int, float] = {}
         """Pid of each ready worker → when it was first seen so."""
+
+    @property
+    def arbiter(self) -> int:
+        """The pid of the arbiter that serves."""
+        return self.server.arbiter
 
     def close(self) -> None:
         os.close(self.memory.fd)

@@ -22,7 +22,7 @@ from tests.support.seeds import SEED
 
 FAULTS = (
     "kill", "kill", "kill", "kill_all", "pause", "pause", "stop", "block", "grow", "reloads",
-    "scale", "disk", "clock", "descriptors",
+    "scale", "disk", "clock", "descriptors", "upgrade",
 )  # fmt: skip
 LATE = 0.5  # seconds after a kill, in which a new worker is to take requests
 

@@ -204,6 +204,22 @@ class Torment:
             os.kill(self.instance.arbiter, signal.SIGHUP)
             time.sleep(1)
 
+    def fault_upgrade(self) -> None:
+        """A new arbiter on the same sockets, in the same shared memory."""
+        old, told = self.instance.arbiter, self.files.target.stat().st_size
+
+        def log() -> str:
+            with self.files.target.open() as file:
+                file.seek(told)
+                return file.read()
+
+        began = time.monotonic()
+        os.kill(old, signal.SIGUSR2)
+        if not self.wait(lambda: f"arbiter {old} has left" in log(), f"{old} has left", 30):
+            return
+        self.note("upgraded", time.monotonic() - began)
+        self.server.follow(int(re.findall(r"upgrade: arbiter (\d+) is starting", log())[-1]))
+
     def fault_scale(self) -> None:
         """TTIN and TTOU at random, up and down again."""
         moves = [signal.SIGTTIN, signal.SIGTTOU] * self.rng.randint(1, 2)
