@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fluxor_fast import App, Event, EventStream, HTTPError, Request, Response
+from pydantic import BaseModel, Field
+
+from fluxor_fast import App, Event, EventStream, Request, Response
 
 KEPT = 100
-LONGEST = 500
 
 app = App(title="events")
 
@@ -63,13 +64,13 @@ async def events(request: Request) -> EventStream:
     return EventStream(said())
 
 
+class Said(BaseModel):
+    text: str = Field(min_length=1, max_length=500)
+
+
 @app.post("/say", max_body=4096)
-def say(request: Request) -> tuple[int, dict[str, int]]:
-    document = request.json()
-    text = document.get("text") if isinstance(document, dict) else None
-    if not isinstance(text, str) or not 0 < len(text) <= LONGEST:
-        raise HTTPError(422, f"send {{'text': …}} of 1 to {LONGEST} characters")
-    return 202, {"id": app.state.board.say(text)}
+def say(request: Request, body: Said) -> tuple[int, dict[str, int]]:
+    return 202, {"id": app.state.board.say(body.text)}
 
 
 @app.get("/")

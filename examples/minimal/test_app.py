@@ -22,5 +22,7 @@ def test_hello(client: TestClient) -> None:
 
 def test_sum(client: TestClient) -> None:
     assert client.post("/sum", json=[1, 2, 3.5]).json() == {"sum": 6.5}
-    refused = client.post("/sum", json=["1"])
-    assert (refused.status_code, refused.json()["message"]) == (422, "send a list of numbers")
+    refused = client.post("/sum", json=[1, "2"])
+    assert refused.status_code == 422
+    assert refused.json()["problems"][0]["path"] == [1]
+    assert client.post("/sum", json=[]).json()["message"] == "nothing has no sum here"
