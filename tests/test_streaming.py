@@ -30,6 +30,7 @@ from fluxor_fast.server.common import Timeouts
 from fluxor_fast.server.heads import Limits
 from fluxor_fast.server.streaming import (
     AT_A_TURN,
+    BUFFER,
     GRACE,
     HIGH,
     PIECES,
@@ -498,7 +499,7 @@ async def test_a_slow_reader_holds_up_its_iterator_and_keeps_permit_and_slot() -
         given = stage.given
         await turns()
         assert stage.given == given
-        assert protocol.transport.get_write_buffer_size() <= 2 * HIGH
+        assert protocol.transport.get_write_buffer_size() <= BUFFER + len(PIECE) + 100  # its frame
         assert (server.permits, server.memory.slots.tolist()) == (1, [1, 0])
         taken = 0
         while taken < given + 1_000_000:
@@ -508,6 +509,21 @@ async def test_a_slow_reader_holds_up_its_iterator_and_keeps_permit_and_slot() -
         client.reset()
         await until(lambda: server.permits == 0, "the permit is back")
         assert stage.closed == 1
+
+
+@in_loop
+async def test_the_small_buffer_of_a_stream_is_its_own_and_not_the_next_answers() -> None:
+    app, stage = make_app()
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+        before = protocol.transport.get_write_buffer_limits()[1]
+        await client.send(head("/gated/a"))
+        await opened(client)
+        assert await chunk(client) == b"first,"
+        assert protocol.transport.get_write_buffer_limits()[1] == BUFFER < before
+        stage.open("a")
+        assert await chunks(client) == [b"last"]
+        assert protocol.transport.get_write_buffer_limits()[1] == before
 
 
 @in_loop

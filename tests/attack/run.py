@@ -90,9 +90,9 @@ SLOW: Final = {
     "reads": Slow(
         "streams of 8 MiB that nobody reads, reset by --min-write-rate (after 5 s)",
         ("-X", "-w", "512", "-y", "1024", "-n", "5", "-z", "32"),
-        "/attacked/large", 20, "aborted",
-        # beyond the capacity they are refused, and those who read that are idle
-        ("--keep-alive-timeout=10",),
+        "/attacked/large", 28, "aborted",
+        # a normal request may have all permits: else some are refused, and idle then
+        ("--utilization=100",),
     ),
 }  # fmt: skip
 PARTS: Final = (*SLOW, "drops")

@@ -219,6 +219,12 @@ class Transport:
         self._buffered = 0
         self._end()
 
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def set_write_buffer_limits(self, high: int | None = None) -> None:
+        """Nothing: the limit here is small, so that it is met."""
+
     def get_write_buffer_size(self) -> int:
         return self._buffered
 

@@ -147,7 +147,12 @@ class LiveServer:
         self._reader.start()
         self.port = 0
         if wait:
-            self.port = eventually(self._announced, f"announced\n{self.log}", 30)
+            try:
+                self.port = eventually(self._announced, "announced", 30)
+            except BaseException:
+                self._end()
+                print(self.log)
+                raise
 
     def _drain(self) -> None:
         assert self.process.stderr is not None
@@ -191,6 +196,9 @@ class LiveServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self.arbiter != self.process.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.arbiter, signal.SIGTERM)

@@ -122,6 +122,11 @@ class Answering(Connection):
 
     # what the client takes in
 
+    def bound_buffer(self, high: int | None) -> None:
+        """Have the transport tell of a full buffer from ``high`` bytes on; None: as always."""
+        if not self.transport.is_closing():
+            self.transport.set_write_buffer_limits(high=high)
+
     def pause_writing(self) -> None:
         """Stop reading while the client does not take in its answers."""
         self.write_paused = True

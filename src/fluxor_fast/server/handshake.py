@@ -116,11 +116,7 @@ class Handshake(asyncio.Protocol):
             pass
         finally:
             self.closed = True
-            if self in service.open:
-                service.open.discard(self)
-                service.connections.release(1)
-                if service.clients is not None:
-                    service.clients.release(self._client)
+            service.leave(self, self._client)
 
     def _hand_over(self, context: Context) -> None:
         """Give uvloop's TLS what has come, and have it tell of a failure."""
@@ -194,6 +190,9 @@ class TlsProtocol(HttpProtocol):
         """Go on reading."""
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
         super().resume_writing()
+
+    def bound_buffer(self, high: int | None) -> None:
+        """Leave the buffer as it is: its limits say whether the one below has drained."""
 
     def _release_if_sent(self) -> None:
         if self._kept and not (self.write_paused or self.closed):

@@ -8,8 +8,8 @@ the client is gone (``lost``), and about once a second what time it is (``check`
 Rules for answers:
 
 1. An answer writes when it is its turn in the order of its connection, and while the client takes
-   in what it is sent. What is not with the kernel is at most the transport's high-water mark and
-   one piece.
+   in what it is sent. What is not with the kernel is at most ``BUFFER`` and one piece (over TLS the
+   marks of both transports).
 2. What is written is framed here (RFC 9112, section 6.3): a length that is kept to, chunks, or the
    end of the connection.
 3. An iterator that always has more still lets others run: after ``YIELD`` bytes, of which each
@@ -59,6 +59,9 @@ HIGH: Final = 64 * 1024
 PIECES: Final = 1024
 REST: Final = 64 * 1024
 YIELD: Final = 64 * 1024
+BUFFER: Final = 16 * 1024
+"""Bytes that may wait in the process while an answer is written in pieces. The kernel's buffer, of
+megabytes, keeps a client busy; ours only adds to what one costs that reads nothing."""
 PIECE: Final = 1024
 """What a piece counts beside its bytes."""
 AT_A_TURN: Final = 4
@@ -154,8 +157,7 @@ class BodyStream:
             self.fail(partial(HTTPError, 408, "the body of the request comes too slowly"))
 
     def _leave(self) -> None:
-        connection = self._connection
-        connection.streams = tuple(one for one in connection.streams if one is not self)
+        self._connection.unwatch(self)
         self._tell()
 
     def _tell(self) -> None:
@@ -285,7 +287,7 @@ class AnswerWriter:
             self._head = self._frame(block, line)
             if not (response.bodiless or self._request.method == "HEAD"):
                 self._task = asyncio.current_task()
-                connection.streams = (*connection.streams, self)
+                connection.watch(self)
                 await response.send(self)
                 if self._missing > 0:
                     raise ValueError(f"the body is {self._missing} bytes shorter than its length")
@@ -302,7 +304,9 @@ class AnswerWriter:
             connection.abort()
             return None
         finally:
-            connection.streams = tuple(one for one in connection.streams if one is not self)
+            connection.unwatch(self)
+            if self.began:
+                connection.bound_buffer(None)
             self._task = None  # one that is cancelled keeps its frames, and they would keep this
             await self._close()
 
@@ -420,8 +424,7 @@ class AnswerWriter:
             try:
                 await self._ready()
             finally:
-                if not transport.is_closing():
-                    transport.set_write_buffer_limits()
+                self._connection.bound_buffer(BUFFER)
 
     def sent(self, count: int) -> None:
         """Note that ``count`` bytes of the body are sent."""
@@ -456,6 +459,7 @@ class AnswerWriter:
 
     def _start(self) -> None:
         self.began = monotonic()
+        self._connection.bound_buffer(BUFFER)  # not before its turn: others may be under way
         if self._request.source is not None:
             self._request.source.answering()
 
