@@ -11,8 +11,7 @@ from fluxor_fast import App
 from fluxor_fast.errors import ConfigError
 from fluxor_fast.testing import LiveServer
 from tests.support.apps import tested
-from tests.support.server import APPS, eventually
-from tests.support.steady import ended
+from tests.support.server import APPS, ended, eventually
 
 
 def test_it_serves_with_as_many_workers_as_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
