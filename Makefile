@@ -42,6 +42,7 @@ lint: $(VENV)/.test ## check style with ruff
 
 types: $(VENV)/.test ## check types with mypy --strict
 	$(BIN)/mypy
+	@for each in examples/*/app.py; do $(BIN)/mypy $$each || exit 1; done  # all of one name
 
 imports: $(VENV)/.test ## check who imports whom
 	$(BIN)/lint-imports --no-cache

@@ -113,8 +113,7 @@ def connections(
     loop = Loop()
     worker = Worker(settings or Settings(), memory, 0, reference.build())
     # put together by the worker itself, so that what is timed is what is served
-    service = worker._service(cast(asyncio.AbstractEventLoop, loop))
-    worker._sweep(service)
+    service = worker.make_service(cast(asyncio.AbstractEventLoop, loop))
     protocols, sinks = [], []
     for _ in range(count):
         protocol, sink = HttpProtocol(service), Sink()

@@ -41,7 +41,7 @@ async def assert_timed_out(client: Client, what: str) -> None:
 
 def test_all_limits_are_on_by_default() -> None:
     worker = Worker(Settings(), SharedMemory(1), 0, make_app()[0])
-    service = worker._service(cast(asyncio.AbstractEventLoop, HandLoop()))
+    service = worker.make_service(cast(asyncio.AbstractEventLoop, HandLoop()))
     timeouts, limits = service.timeouts, service.heads.limits
     assert timeouts == Timeouts(10, 30, 75, 30, 3600, 256, 256)
     assert all(isfinite(getattr(timeouts, name)) for name in Timeouts.__slots__)
@@ -198,7 +198,7 @@ def test_time_in_which_the_loop_stood_still_is_not_the_clients(
     fake = SimpleNamespace(monotonic=lambda: clock.now, time=time.time)
     monkeypatch.setattr(worker_module, "time", fake)
     worker = Worker(Settings(), SharedMemory(1), 0, make_app()[0])
-    service = worker._service(cast(asyncio.AbstractEventLoop, HandLoop()))
+    service = worker.make_service(cast(asyncio.AbstractEventLoop, HandLoop()))
     ticks = []
     for now in (100.9, 101.0, 102.1, 103.9, 105.1, 165.0, 166.0):
         clock.now = now

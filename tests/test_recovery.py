@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.middleware.recovery import Recovery
-from tests.support.inprocess import in_loop, serving
+from fluxor_fast.testing import TestClient
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "blocking"])
@@ -36,18 +35,15 @@ def test_it_is_logged_with_the_request_id_reported_and_answered(
     for path in ("/x", "/known"):
         app.get(path, blocking=kind == "blocking")(handler)
 
-    @in_loop
-    async def run() -> None:
-        async with serving(app) as server:
-            client = await server.connect()
-            answer = await client.get("/x", "X-Request-ID: abc")
-            assert answer.status == 500
-            assert json.loads(answer.body)["code"] == "INTERNAL_SERVER_ERROR"
-            assert b"secret" not in answer.raw_head + answer.body
-            assert (await client.get("/known")).status == 409
-
-    with caplog.at_level(logging.ERROR):
-        run()
+    with (
+        caplog.at_level(logging.ERROR),
+        TestClient(app, raise_server_exceptions=False) as client,
+    ):
+        answer = client.get("/x", headers={"X-Request-ID": "abc"})
+        assert answer.status_code == 500
+        assert answer.json()["code"] == "INTERNAL_SERVER_ERROR"
+        assert "secret" not in f"{answer.headers}{answer.text}"
+        assert client.get("/known").status_code == 409
     assert reported == [("abc", "KeyError")]
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [

@@ -10,11 +10,13 @@ from fluxor_fast.http.events import Event, EventStream
 from fluxor_fast.http.request import Head, Headers, Request
 from fluxor_fast.http.response import Response
 from fluxor_fast.http.streaming import BodySender, BodyWriter, StreamingResponse
+from fluxor_fast.parameters import Body, Header, Path, Query, Source
 from fluxor_fast.routing import Kind, Priority, Route
 from fluxor_fast.version import __version__
 
 __all__ = [
     "App",
+    "Body",
     "BodySender",
     "BodyWriter",
     "ClientDisconnected",
@@ -23,13 +25,17 @@ __all__ = [
     "FluxorError",
     "HTTPError",
     "Head",
+    "Header",
     "Headers",
     "Kind",
     "Middleware",
+    "Path",
     "Priority",
+    "Query",
     "Request",
     "Response",
     "Route",
+    "Source",
     "StaticFiles",
     "StreamingResponse",
     "__version__",

@@ -32,7 +32,9 @@ from fluxor_fast.composition import Layer, Middleware, compose
 from fluxor_fast.contract import Contract
 from fluxor_fast.errors import RouteError
 from fluxor_fast.files import StaticFiles
+from fluxor_fast.parameters import parameters_read
 from fluxor_fast.routing import Kind, Priority, Route, Router, parameters_of
+from fluxor_fast.validation import MAX_BODY, Arguments
 
 __all__ = ["App", "Group", "Middleware"]
 
@@ -142,9 +144,12 @@ class App(_Verbs):
         max_body: int | None = None,
         max_in_flight: int | None = None,
         contract: Contract | None = None,
+        strict_query: bool = False,
         stream: bool = False,
     ) -> Callable[[Handler], Handler]:
         """Register a handler, called as ``handler(request, **path_parameters)``.
+
+        What its annotations ask for of query, headers and body it gets too: see ``parameters``.
 
         :param path: ``/users/{id:int}``; see ``routing``.
         :param priority: ``exempt``, ``critical`` or ``normal``.
@@ -154,6 +159,7 @@ class App(_Verbs):
         :param max_in_flight: the most requests of this route in the system at once, over all
             workers (a bulkhead); beyond it 503 with the reason ``route``.
         :param contract: what it takes and answers, for its description.
+        :param strict_query: refuse query parameters that the handler does not take, with 422.
         :param stream: call the handler, a coroutine function, when the head of the request is
             complete; it reads the body with ``request.stream()`` or ``await request.read()``.
         :raises RouteError: for a bad path or priority, a handler whose signature does not take
@@ -178,7 +184,9 @@ class App(_Verbs):
                 if isinstance(one, Layer):
                     one.check(kind, path)
             parameters = parameters_of(path)
-            _check_signature(path, handler, parameters)
+            read = parameters_read(path, handler, parameters, methods=methods, stream=stream)
+            _check_signature(path, handler, [*parameters, *(one.name for one in read)])
+            arguments = Arguments(path, read, strict_query=strict_query)
             made = [
                 Route(
                     method.upper(),
@@ -189,6 +197,7 @@ class App(_Verbs):
                     max_body=max_body,
                     max_in_flight=max_in_flight,
                     contract=contract,
+                    arguments=arguments if read or strict_query else None,
                     stream=stream,
                 )
                 for method in methods
@@ -266,6 +275,9 @@ class App(_Verbs):
         router = Router(self._routes)
         for route in self._routes:
             compose(route, [*self._middleware, *self._route_middleware[route]])
+            if route.max_body is None and route.arguments and route.arguments.body:
+                server = self.settings.server.max_body if self.settings else MAX_BODY
+                route.max_body = min(server, MAX_BODY)
         for others, route in router.unrouted:
             own = self._route_middleware[others[0]] if others else ()
             on_path = [one for one in own if isinstance(one, Layer) and one.on_path]
@@ -292,7 +304,7 @@ def _kind(path: str, handler: Callable[..., Any], blocking: bool) -> Kind:
     return Kind.BLOCKING if blocking else Kind.SYNC
 
 
-def _check_signature(path: str, handler: Callable[..., Any], parameters: dict[str, str]) -> None:
+def _check_signature(path: str, handler: Callable[..., Any], parameters: Sequence[str]) -> None:
     try:
         inspect.signature(handler).bind(None, **dict.fromkeys(parameters))
     except TypeError as error:

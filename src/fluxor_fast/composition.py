@@ -117,6 +117,8 @@ def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = Tru
 def _bind(route: Route) -> Call:
     """Return ``route.handler`` as a function of the request alone."""
     handler = route.handler
+    if route.arguments is not None:
+        return route.arguments.bind(handler)
     if not parameters_of(route.path):
         return handler
     return lambda request: handler(request, **request.head.params)

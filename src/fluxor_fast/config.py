@@ -362,7 +362,10 @@ def load(
         given += [(name, knob, env[name])] if name in env else []
     names = ["FLUXOR_CONFIG", *(knob.env for knob in table.values())]
     problems += [_unknown("", n, names) for n in env if n.startswith("FLUXOR_") and n not in names]
-    given += [(table[p].flag or p, table[p], v) for p, v in flags.items() if v is not None]
+    problems += [_unknown("", path, table) for path in flags if path not in table]
+    given += [
+        (table[p].flag or p, table[p], v) for p, v in flags.items() if p in table and v is not None
+    ]
     values: dict[str, dict[str, object]] = {section: {} for section in _SECTIONS}
     for where, knob, value in given:
         section, name = knob.path.split(".")

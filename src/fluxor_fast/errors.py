@@ -14,7 +14,8 @@
     ├── RouteError         a route that cannot be registered
     └── HTTPError          an answer in the form of an exception
         ├── ClientDisconnected  400, the client went away before all was said
-        └── DatabaseBusy   503, no connection in time, or no database
+        ├── DatabaseBusy   503, no connection in time, or no database
+        └── InvalidRequest 422, arguments that are not what the handler asks for
 
 The process ends with ``exit_code`` and one line on standard error; a client gets an
 ``HTTPError`` as JSON ``{"error", "message", "code"}`` (plus ``details`` where there are any).
@@ -36,6 +37,7 @@ __all__ = [
     "DatabaseBusy",
     "FluxorError",
     "HTTPError",
+    "InvalidRequest",
     "ListenError",
     "MigrationError",
     "NoInstanceError",
@@ -175,3 +177,18 @@ class DatabaseBusy(HTTPError):
 
     def __init__(self, message: str = "the database is busy, try again") -> None:
         super().__init__(503, message, code="DATABASE_BUSY", headers={"Retry-After": "1"})
+
+
+class InvalidRequest(HTTPError):
+    """422: arguments that are not what the handler asks for (see ``validation``).
+
+    :param problems: each with ``in`` (path, query, header or body), ``path`` and ``message``.
+    """
+
+    def __init__(self, problems: Sequence[Mapping[str, object]]) -> None:
+        super().__init__(422, "the request is not valid", code="VALIDATION_FAILED")
+        self.problems = list(problems)
+
+    def payload(self) -> dict[str, object]:
+        """Return the JSON document that the client gets."""
+        return super().payload() | {"problems": self.problems}

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
@@ -28,6 +28,9 @@ from fluxor_fast.contract import Contract
 from fluxor_fast.errors import HTTPError, RouteError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
+
+if TYPE_CHECKING:
+    from fluxor_fast.validation import Arguments
 
 __all__ = ["Kind", "Match", "Priority", "Route", "Router"]
 
@@ -60,12 +63,14 @@ class Route:
     """A handler with the path and method it answers. ``call`` is handler and middleware in one.
 
     ``call(request)`` returns what the handler returned (a coroutine for ``Kind.ASYNC``).
+    ``arguments`` are what the handler takes that must be read and checked, if there is anything.
     ``contract`` is what it was declared to take and answer, if it was.
     ``stream``: it is called when the head of the request is complete, and reads the body itself.
     ``wrapped``: there is middleware around it, which may add to its answers.
     """
 
     __slots__ = (
+        "arguments",
         "call",
         "contract",
         "handler",
@@ -91,6 +96,7 @@ class Route:
         max_body: int | None = None,
         max_in_flight: int | None = None,
         contract: Contract | None = None,
+        arguments: Arguments | None = None,
         stream: bool = False,
     ) -> None:
         self.method = method
@@ -102,6 +108,7 @@ class Route:
         self.max_body = max_body
         self.max_in_flight = max_in_flight
         self.contract = contract
+        self.arguments = arguments
         self.stream = stream
         self.wrapped = False
 

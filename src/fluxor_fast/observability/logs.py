@@ -36,11 +36,19 @@ from pythonjsonlogger.core import LogData
 from pythonjsonlogger.json import JsonFormatter as _JsonFormatter
 
 from fluxor_fast.errors import ConfigError
-from fluxor_fast.http.request import CURRENT
+from fluxor_fast.http.request import CURRENT, Request
 from fluxor_fast.observability.redaction import MASK, escape, scrubber, sensitive
 from fluxor_fast.observability.sink import Buffer, Sink
 
-__all__ = ["buffered", "close", "configure", "find_requests_in", "follow", "reopen"]
+__all__ = [
+    "buffered",
+    "close",
+    "configure",
+    "current_request",
+    "find_requests_in",
+    "follow",
+    "reopen",
+]
 
 log = logging.getLogger("fluxor_fast.logs")
 
@@ -144,7 +152,8 @@ class _Handler(logging.Handler):
         self.sink.write(line + "\n")
 
 
-def _request_id() -> str | None:
+def current_request() -> Request | None:
+    """Return the request for which the code that calls this runs; None: for none."""
     request = CURRENT.get()
     if request is None and _frames:
         frame = sys._getframe(1)
@@ -155,6 +164,11 @@ def _request_id() -> str | None:
             if frame.f_back is None:
                 break
             frame = frame.f_back
+    return request
+
+
+def _request_id() -> str | None:
+    request = current_request()
     # one that has not been given its id yet has no such attribute
     return request.id if request is not None and hasattr(request, "rid") else None
 

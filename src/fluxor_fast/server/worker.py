@@ -34,7 +34,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from email.utils import formatdate
 from hashlib import blake2b
 from math import inf
@@ -94,7 +94,9 @@ def load_app(name: str, folder: Path | None = None, interface: Interface = "auto
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise AppImportError(f"the application is named module:attribute, not {name!r}")
-    sys.path.insert(0, str(folder or Path.cwd()))
+    place = str(folder or Path.cwd())
+    if sys.path[:1] != [place]:  # once, however often this is called
+        sys.path.insert(0, place)
     try:
         module = importlib.import_module(module_name)
     except FluxorError as error:
@@ -213,7 +215,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._gently = True  # the instance goes on
         self._keep_idle = inf  # until when idle connections are kept, once it drains
-        self.threads = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
+        self.threads: Executor = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
         app.settings = settings
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
 
@@ -249,9 +251,8 @@ class Worker:
                 f"{self.settings.server.app}: a startup hook failed:"
                 f" {type(error).__name__}: {error}{_place(error)}"
             ) from error
-        service = self._service(loop)
+        service = self.make_service(loop)
         runner = service.runner
-        self._sweep(service)
         # libuv accepts one connection of a listener per loop turn, and a turn may run handlers for
         # milliseconds: with one listener, a health check behind a thousand new connections waits
         # seconds. Each further handle costs a new connection one more look at the listener.
@@ -269,7 +270,7 @@ class Worker:
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
         self.region[Word.STATE] = State.READY
-        sweeper = loop.create_task(self._keep_sweeping(service))
+        sweeper = loop.create_task(self.keep_sweeping(service))
         if self.settings.server.adaptive:
             reporter = loop.create_task(self._keep_reporting(runner))
 
@@ -345,7 +346,8 @@ class Worker:
             server = await loop.create_server(factory, sock=listener, backlog=backlog)
         return server
 
-    def _service(self, loop: asyncio.AbstractEventLoop) -> Service:
+    def make_service(self, loop: asyncio.AbstractEventLoop) -> Service:
+        """Return what the connections of this worker share, ready for the first of them."""
         server = self.settings.server
         capacity = server.capacity
         memory, index = self.memory, self.index
@@ -389,7 +391,7 @@ class Worker:
             Limits(server.max_head, server.max_target, server.max_headers, server.max_body),
             lambda: runner.counters.offered,
         )
-        return Service(
+        service = Service(
             app=self.app,
             runner=runner,
             heads=heads,
@@ -412,6 +414,8 @@ class Worker:
             keep_alive_requests=server.keep_alive_requests,
             bodies=Bodies(-(-server.body_memory // server.worker_count)),
         )
+        self._sweep(service)
+        return service
 
     def _client_limit(self) -> ClientLimit | None:
         server, memory = self.settings.server, self.memory
@@ -482,7 +486,8 @@ class Worker:
         runner.counters.publish_latencies()
         logs.follow(self.memory.level[0])
 
-    async def _keep_sweeping(self, service: Service) -> None:
+    async def keep_sweeping(self, service: Service) -> None:
+        """Do what is due about once a second, until cancelled."""
         while True:
             # just after the full second, so that the date is right
             await asyncio.sleep(SWEEP_SECONDS - time.time() % SWEEP_SECONDS + 0.001)
