@@ -1,9 +1,9 @@
 """Settings: one definition per knob, read from four places, all faults told at once.
 
 * Precedence is default < YAML file < environment < command line flag. A knob has three names:
-  ``server.max_ccu``, ``FLUXOR_MAX_CCU`` and ``--max-ccu``; those of ``database``, ``redis`` and
-  ``tls`` are prefixed (``--database-url``); ``jwt_secret`` has no flag: everyone can read flags
-  with ``ps``.
+  ``server.max_ccu``, ``FLUXOR_MAX_CCU`` and ``--max-ccu``; those of ``tls``, ``database``,
+  ``redis`` and ``cache`` are prefixed (``--database-url``); ``jwt_secret`` has no flag: everyone
+  can read flags with ``ps``.
 * ``PORT``, ``DB_HOST``, ``DATABASE_URL``, ``REDIS_URL`` and ``JWT_SECRET`` are read where the
   ``FLUXOR_…`` variable is not given. The file is that of ``--config``, ``FLUXOR_CONFIG`` or
   ``CONFIG_PATH``.
@@ -284,6 +284,13 @@ class RedisSettings(_Section):
         return self.url.get_secret_value() if self.url else None
 
 
+class CacheSettings(_Section):
+    """The cache in memory, per worker."""
+
+    entries: Count = _knob(10_000, "most entries, per worker; as many users as are active at once")
+    bytes: Count = _knob(16_777_216, "most bytes, of JSON, per worker; objects take more")
+
+
 class AuthSettings(_Section):
     """Tokens and passwords."""
 
@@ -321,6 +328,7 @@ class Settings(_Section):
     tls: TlsSettings = TlsSettings()
     database: DatabaseSettings = DatabaseSettings()
     redis: RedisSettings = RedisSettings()
+    cache: CacheSettings = CacheSettings()
     auth: AuthSettings = AuthSettings()
     web: WebSettings = WebSettings()
     observability: ObservabilitySettings = ObservabilitySettings()
@@ -329,7 +337,7 @@ class Settings(_Section):
 _SECTIONS = {name: type(default) for name, default in Settings()}
 _ALIASES = {"server.port": "PORT", "database.host": "DB_HOST", "database.url": "DATABASE_URL"}
 _ALIASES |= {"redis.url": "REDIS_URL", "auth.jwt_secret": "JWT_SECRET"}
-_PREFIXED = ("tls", "database", "redis")  # sections whose flags begin with their name
+_PREFIXED = ("tls", "database", "redis", "cache")  # sections whose flags begin with their name
 _SECRETS = ("auth.jwt_secret", "database.url", "redis.url")
 
 

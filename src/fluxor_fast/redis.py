@@ -11,7 +11,7 @@ redis-py lends the connections; a task, the *keeper*, watches the server. Rules 
 4. Nothing is sent twice. Connections of a server that went away are closed before it counts as
    back, and one that has ended meanwhile is seen before it is lent (by redis-py).
 5. Sizes are per worker: their sum over the workers never exceeds the instance's, but that each
-   worker may have one; each has one more for the keeper.
+   worker may have one; each has one more for the keeper, and one for each subscription.
 6. Nothing that goes wrong in a look ends the keeper: nothing else would bring Redis back.
 """
 
@@ -29,6 +29,7 @@ from fluxor_fast.errors import BootError, ConfigError, RedisAway
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool, ConnectionPool
     from redis.asyncio import Redis as Client
+    from redis.asyncio.client import PubSub
 
     from fluxor_fast.config import Settings
 
@@ -89,8 +90,8 @@ class Redis:
             url, max_connections=max_connections, timeout=None, **options
         )
         self._client: Client = library.Redis(connection_pool=self._pool)
-        looks: ConnectionPool = library.ConnectionPool.from_url(url, max_connections=1, **options)
-        self._looks: Client = library.Redis(connection_pool=looks)
+        aside: ConnectionPool = library.ConnectionPool.from_url(url, **options)
+        self._aside: Client = library.Redis(connection_pool=aside)
         # a replica that was the primary a moment ago is as good as away: a new connection helps
         self._lost = (
             exceptions.ConnectionError,
@@ -145,27 +146,37 @@ class Redis:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        for pool in (self._pool, self._looks.connection_pool):
+        for pool in (self._pool, self._aside.connection_pool):
             with suppress(Exception):  # what cannot be said goodbye to is gone
                 await pool.disconnect()
 
-    async def run(self, use: Callable[[Client], Awaitable[T]]) -> T:
+    async def run(
+        self, use: Callable[[Client], Awaitable[T]], *, timeout: float | None = None
+    ) -> T:
         """Return what ``use`` got from the client, such as ``run(lambda c: c.get("key"))``.
 
         What Redis says of the command itself (``redis.ResponseError``) passes through.
 
+        :param timeout: seconds, instead of those for all commands.
         :raises RedisAway: Redis is away, or did not do it in time. Whether it did it later nobody
             can tell.
         """
         if not self.ready:
             raise RedisAway
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout if timeout is None else timeout):
                 return await use(self._client)
         except self._lost as error:
             self.ready = False  # rule 2
             self._doubt.set()
             raise RedisAway from error
+
+    def pubsub(self) -> PubSub:
+        """Return a subscription of redis-py's, on a connection of its own.
+
+        Neither ``ready`` nor the timeouts are looked at: whoever listens sees to that.
+        """
+        return self._aside.pubsub()
 
     async def check(self) -> None:
         """Ask Redis for a ``PING``, for ``HealthChecks``.
@@ -190,7 +201,7 @@ class Redis:
 
     async def _look(self) -> None:
         async with asyncio.timeout(self._connect_timeout):
-            await self._looks.ping()
+            await self._aside.ping()
             if not self._connected:
                 await self._warm()
         if not self._connected:
