@@ -29,8 +29,8 @@ Layout, in words::
 Rules:
 
 1. One writer per word, but for the generations: the worker of that index; the arbiter only before
-   it forks that worker or after it has reaped it. The header, the owners and the base region are the arbiter's, and
-   during an upgrade there are two: they take turns by a lock of the kernel's.
+   it forks that worker or after it has reaped it. The header, the owners and the base region are
+   the arbiter's, and during an upgrade there are two: they take turns by a lock of the kernel's.
 2. Counters only grow while their worker lives. When it is reaped they are *folded*: added to
    the base and set to zero, within an odd-even sequence (a seqlock), so that a reader never
    sees a total go back or count twice.
