@@ -37,6 +37,11 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"unix://{self._socket}"
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         found = program()

@@ -376,7 +376,13 @@ def _texts(
     """Return what makes the text of a key of the arguments."""
     if key is not None:
         given = key
-        return lambda *args, **kwargs: _text(prefix, given(*args, **kwargs))
+
+        def text_of(*args: Any, **kwargs: Any) -> str:
+            value = given(*args, **kwargs)
+            # the commonest, as ``_text`` has it
+            return f"{prefix}:{value}" if type(value) is int else _text(prefix, value)
+
+        return text_of
     signature = inspect.signature(function)
     first = next(iter(signature.parameters.values()), None)
     if first is not None and (first.name == "request" or "Request" in str(first.annotation)):

@@ -44,8 +44,10 @@ DEAF_SECONDS = 5.0
 MOST_OWED = 10_000
 DELETE_ALL_SECONDS = 60.0
 RETRY_SECONDS = 0.1
-SILENCE_SECONDS = 1.0
-"""Without a word on the subscription, after which it is asked for one; three times: it is dead."""
+ROUND_SECONDS = 0.25
+"""Without a word on the subscription, after which it is asked for one, and what is owed is due."""
+DEAD_SECONDS = 3.0
+"""The same, after which it counts as ended."""
 
 _STORE = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
@@ -90,7 +92,7 @@ class Remote:
         self._owed: set[str] = set()
         self._owes_all = False
         self._listener: asyncio.Task[None] | None = None
-        self._releasing: set[asyncio.Task[None]] = set()
+        self._releasing: set[asyncio.Task[bool]] = set()
 
     async def start(self) -> None:
         """Begin to listen; soon afterwards Redis is used."""
@@ -98,7 +100,9 @@ class Remote:
 
     async def stop(self) -> None:
         """Stop listening."""
-        tasks = [task for task in (self._listener, *self._releasing) if task is not None]
+        tasks: list[asyncio.Task[Any]] = [*self._releasing]
+        if self._listener is not None:
+            tasks.append(self._listener)
         self._listener = None
         for task in tasks:
             task.cancel()
@@ -114,9 +118,7 @@ class Remote:
         until = time.monotonic() + WAIT_SECONDS
         try:
             while True:
-                body, left = await self._redis.run(
-                    lambda client: client.pipeline(transaction=False).get(name).pttl(name).execute()
-                )
+                body, left = await self._redis.run(lambda client: _look(client, name))
                 if body is not None and left > 0:
                     return Found(body, left / 1000)
                 lease = next(self._leases)
@@ -153,6 +155,7 @@ class Remote:
     async def delete(self, key: str) -> None:
         """Delete a value, and have every worker of every machine drop it."""
         if not await self._try(lambda client: self._delete(client, key)):
+            self.hears = False
             self._owed.add(key)
             if len(self._owed) > MOST_OWED:
                 self._owed.clear()
@@ -160,7 +163,7 @@ class Remote:
 
     async def _delete(self, client: Client, key: str) -> None:
         name = self._prefix + key
-        pipeline = client.pipeline()
+        pipeline: Any = client.pipeline()  # its types are those of a client, which answers
         await pipeline.delete(name, f"{name}:lease").publish(self._channel, key).execute()
 
     async def _try(self, use: Callable[[Client], Awaitable[T]]) -> bool:
@@ -184,28 +187,32 @@ class Remote:
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(self._channel)
             heard = time.monotonic()
+            subscribed = False
             while self._redis.ready:
-                message: dict[str, Any] | None = await pubsub.get_message(timeout=SILENCE_SECONDS)
+                message: dict[str, Any] | None = await pubsub.get_message(timeout=ROUND_SECONDS)
                 now = time.monotonic()
-                if message is None:
-                    if now - heard > 3 * SILENCE_SECONDS:
-                        return
+                if message is not None:
+                    heard = now
+                    if message["type"] == "subscribe":
+                        subscribed = True
+                        self._forget(None)  # what was said before was not heard
+                    elif message["type"] == "message":
+                        self._forget(message["data"].decode())
+                elif now - heard > DEAD_SECONDS:
+                    return
+                else:
                     await pubsub.ping()
-                    continue
-                heard = now
-                if message["type"] == "subscribe":
+                if subscribed and not self.hears:
                     await self._settle()
-                    self._forget(None)  # what was said before was not heard
                     self.hears = True
-                elif message["type"] == "message":
-                    self._forget(message["data"].decode())
 
     async def _settle(self) -> None:
         """Delete what is owed (rule 5)."""
         if self._owes_all:
             await self._redis.run(self._delete_all, timeout=DELETE_ALL_SECONDS)
             self._owes_all = False
-        for key in list(self._owed):
+        while self._owed:
+            key = next(iter(self._owed))
             await self._redis.run(lambda client, key=key: self._delete(client, key))  # type: ignore[misc]
             self._owed.discard(key)
 
@@ -214,3 +221,9 @@ class Remote:
         names = [name async for name in client.scan_iter(pattern, count=1000)]
         for at in range(0, len(names), 1000):
             await client.unlink(*names[at : at + 1000])
+
+
+async def _look(client: Client, name: str) -> Any:
+    """Return value and time left in milliseconds."""
+    pipeline: Any = client.pipeline(transaction=False)
+    return await pipeline.get(name).pttl(name).execute()
