@@ -136,6 +136,8 @@ def test_every_knob_can_be_given_in_every_way(file):
         "server.fd": 3,
         "database.host": "db",
         "database.embedded": "/tmp/pg",
+        "web.cors_origins": "https://a.example.com,*",
+        "web.trusted_hosts": "a.example.com,*.b",
     }
     needs = {  # what is refused without these
         "tls.key": {"certificate": "c"},
@@ -763,7 +765,10 @@ def test_workers_by_number():
 def test_config_imports_nothing_of_the_server():
     source = Path(config.__file__).read_text()
     lines = [line for line in source.splitlines() if line.startswith("from fluxor_fast")]
-    assert lines == ["from fluxor_fast.errors import ConfigError"]
+    assert lines == [
+        "from fluxor_fast.errors import ConfigError",
+        "from fluxor_fast.http.origins import read_host, read_origin",
+    ]
 
 
 def test_values_that_do_not_go_together_are_told():

@@ -31,6 +31,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import ValidationError as Invalid
 
 from fluxor_fast.errors import ConfigError
+from fluxor_fast.http.origins import read_host, read_origin
 
 
 def _networks(value: object) -> object:
@@ -45,6 +46,19 @@ def _networks(value: object) -> object:
 def _names(value: object) -> object:
     items = value.split(",") if isinstance(value, str) else value  # a list in the file
     return tuple(str(item).strip() for item in items)  # type: ignore[attr-defined]
+
+
+def _origins(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name != "*":
+            read_origin(name)
+    return names
+
+
+def _hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        read_host(name)
+    return names
 
 
 def _long_enough(secret: SecretStr) -> SecretStr:
@@ -106,6 +120,8 @@ Networks = Annotated[
     tuple[IPv4Network | IPv6Network | Literal["unix"], ...], BeforeValidator(_networks)
 ]
 Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
+Origins = Annotated[Names, AfterValidator(_origins)]
+Hosts = Annotated[Names, AfterValidator(_hosts)]
 Descriptor = Annotated[int, Field(ge=3, le=2**31 - 1)]
 Mode = Annotated[str, Field(pattern=r"^0?[0-7]{3}$")]
 PostgresURL = Annotated[SecretStr, AfterValidator(_postgres_url)]
@@ -186,6 +202,7 @@ class ServerSettings(_Section):
     max_target: Count = _knob(8192, "bytes of the request target; RFC 9112 asks for 8000")
     max_headers: Count = _knob(100, "header lines; several times what browsers send")
     max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
+    body_memory: Size = _knob(134_217_728, "bytes of all unfinished bodies; slowest end; 0: any")
     max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
     adaptive: bool = _knob(False, "lower the limit while the service is slow; off: it is fixed")
     adaptive_floor: Count = _knob(20, "least the limit may adapt to; so that something is measured")
@@ -303,11 +320,13 @@ class AuthSettings(_Section):
 class WebSettings(_Section):
     """What the reference service tells browsers."""
 
-    cors_origins: Names = _knob((), "https://app.example.com, https://*.example.com or *; no page")
+    cors_origins: Origins = _knob(
+        (), "https://app.example.com, https://*.example.com or *; no page"
+    )
     cors_credentials: bool = _knob(False, "let those pages send cookies; tokens need none")
     security_headers: bool = _knob(True, "headers that make browsers careful; they cost little")
     compression: bool = _knob(True, "compress answers of 1 KiB and more; clients ask for it")
-    trusted_hosts: Names = _knob((), "api.example.com or *.example.com; none: whatever is asked")
+    trusted_hosts: Hosts = _knob((), "api.example.com or *.example.com; none: whatever is asked")
 
 
 class ObservabilitySettings(_Section):

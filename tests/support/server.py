@@ -136,7 +136,12 @@ class LiveServer:
         self._reader.start()
         self.port = 0
         if wait:
-            self.port = eventually(self._announced, f"announced\n{self.log}", 30)
+            try:
+                self.port = eventually(self._announced, "announced", 30)
+            except BaseException:
+                self._end()
+                print(self.log)
+                raise
 
     def _drain(self) -> None:
         assert self.process.stderr is not None
@@ -174,6 +179,9 @@ class LiveServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
             try:

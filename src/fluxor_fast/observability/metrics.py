@@ -51,6 +51,8 @@ class Snapshot:
     max_connections: int
     workers: int
     """Workers that are ready."""
+    failing: int
+    """Workers that there should be, and that crash-loop instead (see ``arbiter.breaker``)."""
     ccu: int
     """Requests in the system: running and waiting."""
     running: int
@@ -139,7 +141,8 @@ class InstanceMetrics(Collector):
             slots=capacity.slots,
             max_queue=capacity.max_queue,
             max_connections=capacity.max_connections,
-            workers=len(self._ready()),
+            workers=len(self._pids(State.READY)),
+            failing=len(self._pids(State.FAILING)),
             ccu=ccu,
             running=running,
             queued=ccu - running,
@@ -182,9 +185,9 @@ class InstanceMetrics(Collector):
         """Return all figures as Prometheus text."""
         return generate_latest(self._registry)
 
-    def _ready(self) -> list[int]:
+    def _pids(self, state: State) -> list[int]:
         regions = (self._memory.region(index) for index in range(self._memory.workers))
-        return [region[Word.PID] for region in regions if region[Word.STATE] == State.READY]
+        return [region[Word.PID] for region in regions if region[Word.STATE] == state]
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families; called by ``prometheus_client``."""
@@ -243,6 +246,7 @@ class InstanceMetrics(Collector):
             ("worker_pool_active_count", "Requests that hold a slot.", now.running),
             ("http_connections", "Open connections.", now.connections),
             ("workers_ready", "Workers that are ready.", now.workers),
+            ("workers_failing", "Workers that crash-loop; 0 while one is tried.", now.failing),
             ("database_connections", "Connections of the pools.", now.database["size"]),
             ("database_connections_active", "Connections in use.",
              now.database["size"] - now.database["available"]),
@@ -253,7 +257,7 @@ class InstanceMetrics(Collector):
         ):  # fmt: skip
             yield GaugeMetricFamily(name, text, value=value)
 
-        cpu, memory = _usage(self._ready())
+        cpu, memory = _usage(self._pids(State.READY))
         yield CounterMetricFamily(
             "process_cpu_seconds", "CPU of the workers that are ready.", value=cpu
         )

@@ -56,6 +56,7 @@ from fluxor_fast.routing import Route
 from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import ACCEPTS, BatchRunner, request_ids
+from fluxor_fast.server.bodies import Bodies
 from fluxor_fast.server.clients import LOOPBACK, ClientLimit
 from fluxor_fast.server.common import Open, Service, Timeouts
 from fluxor_fast.server.forwarded import Proxies
@@ -410,6 +411,7 @@ class Worker:
             room=_room_for_connections(),
             clients=self._client_limit(),
             keep_alive_requests=server.keep_alive_requests,
+            bodies=Bodies(server.body_memory // server.worker_count),
         )
 
     def _client_limit(self) -> ClientLimit | None:
@@ -487,6 +489,7 @@ class Worker:
             await asyncio.sleep(SWEEP_SECONDS - time.time() % SWEEP_SECONDS + 0.001)
             self._sweep(service)
             await sweep(self.open, service.runner.tick, SWEEP_SLICE)
+            service.bodies.settle()
             if self.certificates is not None:
                 self.certificates.refresh()
 
