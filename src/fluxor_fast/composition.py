@@ -17,11 +17,15 @@ Rules kept here:
    not (404, 405, OPTIONS). A layer of a route that is ``on_path`` is around the latter two of its
    path: a preflight is an OPTIONS.
 5. A route without middleware, or whose middleware all declined, pays nothing.
+6. A coroutine function may have a second form, its attribute ``at_once``: a plain function that
+   returns the answer if it is known already, else a coroutine of it. Layers keep it; with other
+   middleware in between the route has only the first form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from inspect import iscoroutine
 from typing import Any, ClassVar
 
 from fluxor_fast.http.request import Request
@@ -71,6 +75,9 @@ class Layer:
                 value = await call_next(request)
                 return finish(request, value) if finishes else value
 
+            sooner = getattr(call_next, "at_once", None)
+            if sooner is not None:
+                layered_async.at_once = self._at_once(sooner)  # type: ignore[attr-defined]
             return layered_async
         if begins and finishes:
 
@@ -88,6 +95,27 @@ class Layer:
 
             def layered(request: Request) -> Any:
                 return finish(request, call_next(request))
+
+        return layered
+
+    def _at_once(self, sooner: Call) -> Call:
+        """Put this layer around the second form of a coroutine function (rule 6)."""
+        begins = type(self).begin is not Layer.begin
+        finishes = type(self).finish is not Layer.finish
+        begin, finish = self.begin, self.finish
+
+        async def later(request: Request, value: Awaitable[Any]) -> Any:
+            return finish(request, await value)
+
+        def layered(request: Request) -> Any:
+            if begins:
+                early = begin(request)
+                if early is not None:
+                    return early
+            value = sooner(request)
+            if not finishes:
+                return value
+            return later(request, value) if iscoroutine(value) else finish(request, value)
 
         return layered
 
@@ -111,7 +139,9 @@ def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = Tru
         if wrapped is not inner:
             current, raw = wrapped, False
     route.wrapped = current is not bare
+    sooner = getattr(current, "at_once", None)
     route.call = _prepared(current) if route.wrapped else bare
+    route.at_once = _prepared(sooner) if route.wrapped and sooner is not None else sooner
 
 
 def _bind(route: Route) -> Call:
@@ -119,7 +149,14 @@ def _bind(route: Route) -> Call:
     handler = route.handler
     if not parameters_of(route.path):
         return handler
-    return lambda request: handler(request, **request.head.params)
+
+    def bound(request: Request) -> Any:
+        return handler(request, **request.head.params)
+
+    sooner = getattr(handler, "at_once", None)
+    if sooner is not None:
+        bound.at_once = lambda request: sooner(request, **request.head.params)  # type: ignore[attr-defined]
+    return bound
 
 
 def _prepared(call: Call) -> Call:

@@ -38,7 +38,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from hashlib import blake2b
-from types import CoroutineType
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import orjson
@@ -218,8 +218,10 @@ class Cache:
         @wraps(function)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             found = at_once(*args, **kwargs)
-            return await found if type(found) is CoroutineType else found
+            return await found if iscoroutine(found) else found
 
+        # for routes: what is known needs no task (see ``composition``)
+        wrapper.at_once = at_once  # type: ignore[attr-defined]
         return wrapper
 
     async def _compute(
