@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from fluxor_fast import App, HTTPError, Request, Response
 from fluxor_fast.cache import Cache
 from fluxor_fast.composition import Layer
+from fluxor_fast.config import Settings
 from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.etag import ETag
 from fluxor_fast.middleware.recovery import Recovery
@@ -17,6 +22,8 @@ from fluxor_fast.middleware.security_headers import SecurityHeaders
 from tests.support.inprocess import in_loop, serving
 
 PLEASE = "X-Word: please"
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "CACHE.md"
 
 
 class Door(Layer):
@@ -126,6 +133,24 @@ async def test_first_and_later_answers_do_not_differ(middleware: list[Any]) -> N
 
 
 @in_loop
+async def test_a_decorator_around_a_cached_handler_is_not_left_out() -> None:
+    profiles = Profiles()
+
+    @functools.wraps(profiles.user)  # which copies its attributes
+    async def guarded(request: Request, id: int) -> Any:
+        if request.headers.get("x-word") != "please":
+            raise HTTPError(403)
+        return await profiles.user(request, id)
+
+    profiles.app.get("/guarded/{id:int}")(guarded)
+    async with serving(profiles.app) as server:
+        client = await server.connect()
+        assert (await client.get("/users/1")).status == 200
+        assert (await client.get("/guarded/1", PLEASE)).status == 200
+        assert (await client.get("/guarded/1")).status == 403
+
+
+@in_loop
 async def test_errors_are_answered_and_computed_each_time() -> None:
     profiles = Profiles(Recovery())
     async with serving(profiles.app) as server:
@@ -189,3 +214,33 @@ async def test_a_layer_that_answers_by_itself_is_believed() -> None:
         answer = await (await server.connect()).get("/users/1")
         assert (answer.status, answer.body) == (503, b"closed")
     assert profiles.computed == 0
+
+
+@in_loop
+async def test_the_example_of_the_documentation_works() -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(source, DOCUMENT, "exec", dont_inherit=True), names)
+    app, rows, read = names["app"], {1: "old"}, []
+
+    async def reading(id: int) -> Any:
+        read.append(id)
+        return {"name": rows[id]}
+
+    async def writing(id: int, value: Any) -> None:
+        rows[id] = value
+
+    app.settings = Settings()
+    app.state.users = SimpleNamespace(read=reading, write=writing)
+    await app.start()
+    async with serving(app) as server:
+        client = await server.connect()
+        for name in ("old", "new"):
+            for _ in range(2):
+                assert (await client.get("/users/1")).json() == {"name": name}
+            await client.send(
+                b'PUT /users/1 HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n"new"'
+            )
+            assert (await client.answer()).status == 204
+    await app.stop()
+    assert read == [1, 1]

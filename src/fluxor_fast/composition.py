@@ -17,9 +17,9 @@ Rules kept here:
    not (404, 405, OPTIONS). A layer of a route that is ``on_path`` is around the latter two of its
    path: a preflight is an OPTIONS.
 5. A route without middleware, or whose middleware all declined, pays nothing.
-6. A coroutine function may have a second form, its attribute ``at_once``: a plain function that
-   returns the answer if it is known already, else a coroutine of it. Layers keep it; with other
-   middleware in between the route has only the first form.
+6. A coroutine function may have a second form (``offer``): a plain function that returns the
+   answer if it is known already, else a coroutine of it. Layers keep it; with other middleware or
+   decorators in between the route has only the first form.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import to_response
 from fluxor_fast.routing import Call, Kind, Route, parameters_of
 
-__all__ = ["Layer", "Middleware", "compose"]
+__all__ = ["Layer", "Middleware", "compose", "offer", "sooner_of"]
 
 Middleware = Callable[[Call, Route], Call]
 
@@ -75,9 +75,9 @@ class Layer:
                 value = await call_next(request)
                 return finish(request, value) if finishes else value
 
-            sooner = getattr(call_next, "at_once", None)
+            sooner = sooner_of(call_next)
             if sooner is not None:
-                layered_async.at_once = self._at_once(sooner)  # type: ignore[attr-defined]
+                offer(layered_async, self._at_once(sooner))
             return layered_async
         if begins and finishes:
 
@@ -120,6 +120,20 @@ class Layer:
         return layered
 
 
+def offer(call: Any, sooner: Callable[..., Any]) -> None:
+    """Make ``sooner`` the second form of the coroutine function ``call`` (rule 6)."""
+    call.at_once = call, sooner
+
+
+def sooner_of(call: Any) -> Callable[..., Any] | None:
+    """Return the second form of ``call``, if it has one of its own.
+
+    What is wrapped around it by ``functools.wraps`` has its attributes, but must not be left out.
+    """
+    of, sooner = getattr(call, "at_once", (None, None))
+    return sooner if of is call else None
+
+
 def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = True) -> None:
     """Set ``route.call`` to its handler with ``chain`` around it, the outermost first.
 
@@ -139,7 +153,7 @@ def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = Tru
         if wrapped is not inner:
             current, raw = wrapped, False
     route.wrapped = current is not bare
-    sooner = getattr(current, "at_once", None)
+    sooner = sooner_of(current)
     route.call = _prepared(current) if route.wrapped else bare
     route.at_once = _prepared(sooner) if route.wrapped and sooner is not None else sooner
 
@@ -153,9 +167,9 @@ def _bind(route: Route) -> Call:
     def bound(request: Request) -> Any:
         return handler(request, **request.head.params)
 
-    sooner = getattr(handler, "at_once", None)
+    sooner = sooner_of(handler)
     if sooner is not None:
-        bound.at_once = lambda request: sooner(request, **request.head.params)  # type: ignore[attr-defined]
+        offer(bound, lambda request: sooner(request, **request.head.params))
     return bound
 
 

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from inspect import iscoroutine
 from typing import Any, ClassVar
 
-from fluxor_fast.composition import Layer
+from fluxor_fast.composition import Layer, offer, sooner_of
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.failure import failure
 from fluxor_fast.http.request import Request
@@ -58,9 +58,9 @@ class Recovery(Layer):
                 except Exception as error:
                     return answer(request, error)
 
-            sooner = getattr(call_next, "at_once", None)
+            sooner = sooner_of(call_next)
             if sooner is not None:
-                recovered_async.at_once = self._at_once(sooner)  # type: ignore[attr-defined]
+                offer(recovered_async, self._at_once(sooner))
             return recovered_async
 
         def recovered(request: Request) -> Any:
