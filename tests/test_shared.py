@@ -259,3 +259,16 @@ def test_an_arbiter_that_died_in_the_middle_of_a_fold_does_not_turn_the_sequence
     memory.fold(0)
     assert memory._words[3] % 2 == 0
     assert memory.totals()[Word.OFFERED] == 3
+
+
+def test_no_process_outdates_in_vain() -> None:
+    memory = SharedMemory(2)
+
+    def outdate() -> None:
+        for _ in range(3000):
+            memory.outdate(7)
+
+    with forked(outdate, outdate, outdate) as children:
+        assert [ended(pid) for pid in children] == [0, 0, 0]
+    assert memory.generations[7] == 9000
+    assert sum(memory.generations) == 9000

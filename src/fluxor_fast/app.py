@@ -117,6 +117,8 @@ class App(_Verbs):
     """The effective ``Settings``."""
     metrics: Any = None
     """The instance's figures (``observability.metrics.InstanceMetrics``)."""
+    shared: Any = None
+    """What the workers of the instance share (``arbiter.shared.SharedMemory``)."""
     stopping: bool = False
     """Whether the instance is about to stop: it should get no more traffic."""
 

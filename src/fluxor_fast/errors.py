@@ -15,7 +15,8 @@
     └── HTTPError          an answer in the form of an exception
         ├── ClientDisconnected  400, the client went away before all was said
         ├── DatabaseBusy   503, no connection in time, or no database
-        └── InvalidRequest 422, arguments that are not what the handler asks for
+        ├── InvalidRequest 422, arguments that are not what the handler asks for
+        └── RedisAway      503, Redis is away, or did not answer in time
 
 The process ends with ``exit_code`` and one line on standard error; a client gets an
 ``HTTPError`` as JSON ``{"error", "message", "code"}`` (plus ``details`` where there are any).
@@ -41,6 +42,7 @@ __all__ = [
     "ListenError",
     "MigrationError",
     "NoInstanceError",
+    "RedisAway",
     "RouteError",
 ]
 
@@ -192,3 +194,12 @@ class InvalidRequest(HTTPError):
     def payload(self) -> dict[str, object]:
         """Return the JSON document that the client gets."""
         return super().payload() | {"problems": self.problems}
+
+
+class RedisAway(HTTPError):
+    """503: Redis is away, or did not answer in time; few let a client see it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503, "Redis is away, try again", code="REDIS_AWAY", headers={"Retry-After": "1"}
+        )

@@ -126,7 +126,8 @@ class LiveServer:
             name: value
             for name, value in os.environ.items()
             if not name.startswith("FLUXOR_")
-            and name not in ("PORT", "DB_HOST", "DATABASE_URL", "JWT_SECRET", "CONFIG_PATH")
+            and name
+            not in ("PORT", "DB_HOST", "DATABASE_URL", "REDIS_URL", "JWT_SECRET", "CONFIG_PATH")
         }
         arguments = [app] if app else []
         self.process = subprocess.Popen(

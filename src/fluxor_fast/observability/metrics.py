@@ -8,7 +8,7 @@ decides nothing and disturbs nobody.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from fluxor_fast.arbiter.shared import (
     BOUNDS,
+    CACHE_RESULTS,
     PROXY_REFUSALS,
     SHED_REASONS,
     SharedMemory,
@@ -69,6 +70,9 @@ class Snapshot:
     """Answers by status class, ``1xx`` to ``5xx``."""
     database: dict[str, int]
     """Pool connections: ``size``, ``available``, and requests ``waiting`` for one."""
+    cache: dict[str, int]
+    """Calls of cached functions by what became of them (``CACHE_RESULTS``), ``entries``, ``bytes``.
+    """
 
     @property
     def rejected(self) -> int:
@@ -155,6 +159,11 @@ class InstanceMetrics(Collector):
                 "available": totals[Word.DB_AVAILABLE],
                 "waiting": totals[Word.DB_WAITING],
             },
+            cache={
+                **{kind: totals[Word.CACHE + at] for at, kind in enumerate(CACHE_RESULTS)},
+                "entries": totals[Word.CACHE_ENTRIES],
+                "bytes": totals[Word.CACHE_BYTES],
+            },
         )
 
     def publish_pool(self, size: int, available: int, waiting: int) -> None:
@@ -163,6 +172,14 @@ class InstanceMetrics(Collector):
             self._own[Word.DB_SIZE] = size
             self._own[Word.DB_AVAILABLE] = available
             self._own[Word.DB_WAITING] = waiting
+
+    def publish_cache(self, results: Sequence[int], entries: int, size: int) -> None:
+        """Publish what this worker's cache has done (by ``CACHE_RESULTS``), and holds in bytes."""
+        if self._own is not None:
+            for at, count in enumerate(results):
+                self._own[Word.CACHE + at] = count
+            self._own[Word.CACHE_ENTRIES] = entries
+            self._own[Word.CACHE_BYTES] = size
 
     def prometheus(self) -> bytes:
         """Return all figures as Prometheus text."""
@@ -204,6 +221,18 @@ class InstanceMetrics(Collector):
         for stage in ("offered", "accepted", "completed", "aborted", "lost"):
             flow.add_metric([stage], getattr(now, stage))
         yield flow
+        hits = CounterMetricFamily(
+            "cache_hits", "Calls of cached functions that computed nothing.", labels=["tier"]
+        )
+        for tier in ("memory", "redis", "waited"):
+            hits.add_metric([tier], now.cache[tier])
+        yield hits
+        yield CounterMetricFamily(
+            "cache_misses", "Calls of cached functions that computed.", value=now.cache["computed"]
+        )
+        yield CounterMetricFamily(
+            "cache_evictions", "Entries dropped for want of room.", value=now.cache["evicted"]
+        )
         yield self._durations(totals)
 
         for name, text, value in (
@@ -221,6 +250,8 @@ class InstanceMetrics(Collector):
             ("database_connections", "Connections of the pools.", now.database["size"]),
             ("database_connections_active", "Connections in use.",
              now.database["size"] - now.database["available"]),
+            ("cache_entries", "Entries of all workers' caches.", now.cache["entries"]),
+            ("cache_bytes", "Bytes of all workers' caches.", now.cache["bytes"]),
             ("database_waiting", "Requests waiting for a connection.",
              now.database["waiting"]),
         ):  # fmt: skip

@@ -218,6 +218,7 @@ class Worker:
         self.threads: Executor = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
         app.settings = settings
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
+        app.shared = memory
 
     async def serve(self, listeners: Sequence[socket.socket], lifeline: int) -> int:
         """Start, serve, drain."""
