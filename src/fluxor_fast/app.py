@@ -115,6 +115,8 @@ class App(_Verbs):
     """The effective ``Settings``."""
     metrics: Any = None
     """The instance's figures (``observability.metrics.InstanceMetrics``)."""
+    accounts: Any = None
+    """The instance's accounts of rate limits (``limits.table.Table``), once somebody wants them."""
     stopping: bool = False
     """Whether the instance is about to stop: it should get no more traffic."""
 

@@ -90,6 +90,7 @@ Networks = Annotated[
     tuple[IPv4Network | IPv6Network | Literal["unix"], ...], BeforeValidator(_networks)
 ]
 Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
+Accounts = Annotated[int, Field(ge=1024, le=2**22, multiple_of=8)]
 Descriptor = Annotated[int, Field(ge=3, le=2**31 - 1)]
 Mode = Annotated[str, Field(pattern=r"^0?[0-7]{3}$")]
 PostgresURL = Annotated[SecretStr, AfterValidator(_postgres_url)]
@@ -170,6 +171,7 @@ class ServerSettings(_Section):
     max_headers: Count = _knob(100, "header lines; several times what browsers send")
     max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
     max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
+    rate_limit_accounts: Accounts = _knob(65_536, "kept of rate limits, multiple of 8; 16 MiB if all")
     adaptive: bool = _knob(False, "lower the limit while the service is slow; off: it is fixed")
     adaptive_floor: Count = _knob(20, "least the limit may adapt to; so that something is measured")
     slice_ms: Millis = _knob(2.0, "milliseconds of handlers per loop turn; then it looks around")
@@ -265,6 +267,7 @@ class WebSettings(_Section):
     security_headers: bool = _knob(True, "headers that make browsers careful; they cost little")
     compression: bool = _knob(True, "compress answers of 1 KiB and more; clients ask for it")
     trusted_hosts: Names = _knob((), "api.example.com or *.example.com; none: whatever is asked")
+    rate_limit: bool = _knob(False, "1,000 requests a minute for each address; off: it may be a proxy")
 
 
 class ObservabilitySettings(_Section):
