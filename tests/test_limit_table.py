@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import time
@@ -122,12 +121,12 @@ def test_more_owners_than_entries_are_bounded_and_take_turns() -> None:
 def test_who_is_paid_off_makes_room_and_who_is_not_is_remembered() -> None:
     memory = SharedMemory(1, WAYS)
     accounts = Accounts(share(memory), per_minute(10))
-    for _ in range(10):
-        accounts.charge("heavy", NOW)
-    for n in range(100):  # each is paid off before the next one comes
-        now = NOW + n * SECOND // 10
-        assert accounts.charge(f"light {n}", now) <= 12 * SECOND
-        assert accounts.charge("heavy", now) > accounts.policy.tolerance or now > NOW + 5 * SECOND
+    heavy = Reference(accounts.policy)
+    for n in range(100):  # the light ones cost six seconds each: at most six are in debt
+        now = NOW + n * SECOND
+        assert accounts.charge(f"light {n}", now) == accounts.policy.cost
+        for _ in range(3):
+            assert accounts.charge("heavy", now) == heavy.charge(now)
 
 
 @pytest.mark.parametrize("used_up", [64, 128, 256])
@@ -219,18 +218,18 @@ def test_processes_that_race_let_through_the_exact_number(fence: Fence | None) -
 
 
 def test_what_a_killed_worker_has_charged_stays_and_its_successor_goes_on() -> None:
-    policy = per_minute(1000, 200)
+    policy = per_minute(1000, 20_000)
     memory, words = SharedMemory(3, 64), shared_words(1)
 
     def hammer() -> None:
         accounts = Accounts(share(memory, 1), policy)
         while True:
-            words[0] += accounts.charge("a", NOW) <= policy.tolerance and words[0] < 150
+            words[0] += accounts.charge("a", NOW) <= policy.tolerance
 
-    rng = random.Random(1)
+    rng = seeded("kills of who charges")
     survivor = Accounts(share(memory, 0), policy)
     got = 0
-    for _ in range(10):  # killed at any instruction
+    for _ in range(10):  # at any instruction
         with forked(hammer) as (pid,):
             time.sleep(rng.uniform(0.001, 0.01))
             os.kill(pid, signal.SIGKILL)
@@ -239,7 +238,8 @@ def test_what_a_killed_worker_has_charged_stays_and_its_successor_goes_on() -> N
         got += survivor.charge("a", NOW) <= policy.tolerance
     while survivor.charge("a", NOW) <= policy.tolerance:
         got += 1
-    # each kill can leave one charge for a request that never went on, and lose one that did
+    print(f"{words[0]} by workers that were killed, {got} by the one that was not")
+    # a kill can leave one charge for a request that never went on, or was not counted here
     assert policy.burst - 10 <= got + words[0] <= policy.burst + 10
 
 
