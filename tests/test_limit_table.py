@@ -143,9 +143,7 @@ def test_how_often_a_fresh_client_is_refused_for_others_is_as_said(used_up: int)
         for n in range(500):
             number, _ = table.where(f"fresh {n} {rng.random()}".encode())
             first = number * WAYS * table.stride
-            refused += all(
-                table.arrival(first + way * table.stride) > NOW for way in range(WAYS)
-            )
+            refused += all(table.arrival(first + way * table.stride) > NOW for way in range(WAYS))
             probes += 1
     expected = crowded(used_up, sets)
     print(f"K/S = {used_up / sets}: {refused / probes:.4%}, said {expected:.4%}")

@@ -171,7 +171,7 @@ class ServerSettings(_Section):
     max_headers: Count = _knob(100, "header lines; several times what browsers send")
     max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
     max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
-    rate_limit_accounts: Accounts = _knob(65_536, "kept of rate limits, multiple of 8; 16 MiB if all")
+    rate_limit_accounts: Accounts = _knob(65_536, "of rate limits, times 8; 16 MiB at 4 workers")
     adaptive: bool = _knob(False, "lower the limit while the service is slow; off: it is fixed")
     adaptive_floor: Count = _knob(20, "least the limit may adapt to; so that something is measured")
     slice_ms: Millis = _knob(2.0, "milliseconds of handlers per loop turn; then it looks around")
@@ -267,7 +267,7 @@ class WebSettings(_Section):
     security_headers: bool = _knob(True, "headers that make browsers careful; they cost little")
     compression: bool = _knob(True, "compress answers of 1 KiB and more; clients ask for it")
     trusted_hosts: Names = _knob((), "api.example.com or *.example.com; none: whatever is asked")
-    rate_limit: bool = _knob(False, "1,000 requests a minute for each address; off: it may be a proxy")
+    rate_limit: bool = _knob(False, "1,000 a minute of an address; off: it may be a proxy's")
 
 
 class ObservabilitySettings(_Section):

@@ -1,41 +1,42 @@
 """Accounts of rate limits in memory that all worker processes share: bounded, exact, lock-free.
 
-An *entry* is an account: a tag that says whose, and for each worker index two words which that worker
-alone writes: ``charges`` (nanoseconds, the sum of what it has charged) and ``start``. The account's
-theoretical arrival time (see ``gcra``) is the sum of all charges plus the greatest start. A start
-only grows: a worker that finds the account paid off sets its own so that it lies at ``now``. So
-nothing is ever reset, and a worker that dies leaves nothing behind that would have to be mended.
+An *entry* is an account: a tag that says whose, and for each worker index two words which that
+worker alone writes: ``charges`` (nanoseconds, the sum of what it has charged) and ``start``. The
+account's theoretical arrival time (see ``gcra``) is the sum of all charges plus the greatest
+start. A start only grows: a worker that finds the account paid off sets its own so that it lies
+at ``now``. So nothing is ever reset, and a worker that dies leaves nothing behind that would have
+to be mended.
 
 To charge a request a worker *announces* (adds the cost to its own charges), *fences*, *verifies*
-(reads the entry), and takes back what lies beyond the tolerance: as ``server.admission`` does, whose
-argument and memory model are these too. Bytes of the memory's file are locked, one for each
+(reads the entry), and takes back what lies beyond the tolerance: as ``server.admission`` does,
+whose argument and memory model are these too. Bytes of the memory's file are locked, one for each
 set, where a raise was refused and is tried once more, and where an entry changes its owner.
 
 Rules:
 
-1. *Never much too many.* In any time t an account lets through at most
-   ``burst + limit x t / window + (workers - 1)``. Of the charges that stick, the last to be announced
-   saw all the others. Only where others have announced and not yet set their start (one charge for each
-   other worker) does a start take their charges for older ones, and lie too low by as much.
+1. *Never much too many.* In any time t an account lets through at most ``burst + limit x t /
+   window + (workers - 1)``. Of the charges that stick, the last to be announced saw all the
+   others. Only where others have announced and not yet set their start (one charge for each other
+   worker) does a start take their charges for older ones, and lie too low by as much.
 2. *Never too few.* Who is refused has announced, seen too much, and then seen it again under the
-   lock, as whoever was in the way does too. So nobody is refused while there is room, unless the lock
-   cannot be had in its bounded time, as when a stopped process holds it. Who was refused last looks
-   before it announces again: else a flood of refusals would be in the way of all.
-3. *Sets.* An account lies in one of the WAYS entries of the set that its hash names. A new one takes a
-   free entry, else the one with the least arrival time: one that is paid off, if there is any. It takes
-   over what is not, so that a set never lets through more than WAYS accounts: however many
-   addresses somebody has, the table bounds what they get.
-4. *Collisions.* Two accounts are one with the probability 2^-64 (the tag), given the same set. A fresh
-   client is refused for others only if all WAYS entries of its set are used up: with K accounts that
-   are, in S sets, P(Poisson(K/S) >= WAYS). Of 65,536 entries, S = 8,192: 1e-12 for K = 1,000,
-   4e-5 for 10,000. ``crowded`` computes it. Nobody can aim: BLAKE2b (RFC 7693), keyed with a
-   secret of the instance.
+   lock, as whoever was in the way does too. So nobody is refused while there is room, unless the
+   lock cannot be had in its bounded time, as when a stopped process holds it. Who was refused
+   last looks before it announces again: else a flood of refusals would be in the way of all.
+3. *Sets.* An account lies in one of the WAYS entries of the set that its hash names. A new one
+   takes a free entry, else the one with the least arrival time: one that is paid off, if there is
+   any. It takes over what is not, so that a set never lets through more than WAYS accounts:
+   however many addresses somebody has, the table bounds what they get.
+4. *Collisions.* Two accounts are one with the probability 2^-64 (the tag), given the same set. A
+   fresh client is refused for others only if all WAYS entries of its set are used up: with K
+   accounts that are, in S sets, P(Poisson(K/S) >= WAYS). Of 65,536 entries, S = 8,192: 1e-12 for
+   K = 1,000, 4e-5 for 10,000. ``crowded`` computes it. Nobody can aim: BLAKE2b (RFC 7693), keyed
+   with a secret of the instance.
 5. *Who cannot be counted gets through*: if the lock of the set cannot be had for a new account.
-6. An entry may change its owner between reading and charging: the tag is read after the charge, and
-   one that is another's is taken back.
+6. An entry may change its owner between reading and charging: the tag is read after the charge,
+   and one that is another's is taken back.
 
-Words, clock and locks are handed in. Thread-safe: a worker's threads share its words, and take turns by
-a lock of the process, whose release is the fence (on x86 a locked instruction).
+Words, clock and locks are handed in. Thread-safe: a worker's threads share its words, and take
+turns by a lock of the process, whose release is the fence (on x86 a locked instruction).
 """
 
 from __future__ import annotations

@@ -9,24 +9,29 @@
 
 Rules:
 
-1. The algorithm is GCRA (see ``limits.gcra``): ``limit`` a window in the long run, ``burst`` at once
-   after a rest. Unless it is given, the burst is the limit: who keeps to it in every window is never
-   refused, however unevenly the requests come; at most twice as many get through in a window.
-2. Accounts are the instance's: exact over its workers, reloads and upgrades (see ``limits.table``).
-   Without workers (tests, another's ASGI server) they are this process's.
-3. By address: IPv6 ones by their /64, which is what one client is given (RFC 6177). The address is
-   ``Request.client``: a proxy's word counts only if that proxy is trusted. Who has none (a Unix socket
-   without a proxy's word) is not limited, nor is who has no user or API key, by these.
-4. Layers of the same name, limit, window and burst share their accounts; others have their own. All
-   that are around a route count, from the outside in; what was charged outside of a refusal stays so.
-5. With ``instead_of`` a request that gets through is not charged to the outer layer in the end:
-   who is known by name does not use up what is left for strangers at the same address.
+1. The algorithm is GCRA (see ``limits.gcra``): ``limit`` a window in the long run, ``burst`` at
+   once after a rest. Unless it is given, the burst is the limit: who keeps to it in every window
+   is never refused, however unevenly the requests come; at most twice as many get through in a
+   window.
+2. Accounts are the instance's: exact over its workers, reloads and upgrades (see
+   ``limits.table``). Without workers (tests, another's ASGI server) they are this process's.
+3. By address: IPv6 ones by their /64, which is what one client is given (RFC 6177). The address
+   is ``Request.client``: a proxy's word counts only if that proxy is trusted. Who has none (a
+   Unix socket without a proxy's word) is not limited, nor is who has no user or API key, by
+   these.
+4. Layers of the same name, limit, window and burst share their accounts; others have their own.
+   All that are around a route count, from the outside in; what the outer ones charged for a
+   request that an inner one refuses stays charged.
+5. With ``instead_of`` it does not: who is known by name, and has an account of that, takes
+   nothing from strangers at the same address, refused or not. A request of which nobody is known
+   by name (a bad token) stays charged to the address.
 6. Exempt routes are never limited. The application's limits are also around 404, 405 and OPTIONS.
 7. The fields on every answer are ``RateLimit-Policy`` and ``RateLimit``
-   (draft-ietf-httpapi-ratelimit-headers-10), lists to which each layer adds its own: ``q`` requests
-   in ``w`` seconds; ``r`` are left now, and all of them in ``t`` seconds. Where the burst is less than the
-   limit, ``q`` is the burst, and ``w`` the time it takes to come back. A refusal has ``Retry-After``,
-   too: whole seconds (RFC 9110, section 10.2.3) after which one request gets through.
+   (draft-ietf-httpapi-ratelimit-headers-10), lists to which each layer adds its own: ``q``
+   requests in ``w`` seconds; ``r`` are left now, and all of them in ``t`` seconds. Where the
+   burst is less than the limit, ``q`` is the burst, and ``w`` the time it takes to come back. A
+   refusal has ``Retry-After``, too: whole seconds (RFC 9110, section 10.2.3) after which one
+   request gets through.
 
 Cost alone: see ``python bench/middleware.py rate_limit``.
 """
@@ -116,6 +121,8 @@ class RateLimit(Layer):
         limit = self._usual if tier is None else self._tiers.get(tier, self._usual)
         if not self._bound:
             self._bind(request.app)
+        if self._instead_of is not None:
+            self._instead_of.refund(request)
         ahead = limit.accounts.charge(owner, self._clock())
         if ahead > limit.tolerance:
             return limit.refusal(request, ahead)
@@ -125,8 +132,6 @@ class RateLimit(Layer):
             (limit.tolerance - ahead) // limit.cost,
             -(-ahead // SECOND),
         )
-        if self._instead_of is not None:
-            self._instead_of.refund(request)
         return None
 
     def refund(self, request: Request) -> None:
