@@ -17,7 +17,9 @@ Rules:
 1. *Never much too many.* In any time t an account lets through at most ``burst + limit x t /
    window + (workers - 1)``. Of the charges that stick, the last to be announced saw all the
    others. Only where others have announced and not yet set their start (one charge for each other
-   worker) does a start take their charges for older ones, and lie too low by as much.
+   worker) does a start take their charges for older ones, and lie too low by as much. The starts
+   of others are read only when their charges have changed, which are announced before. (Where
+   blocking handlers are limited, each thread counts as a worker.)
 2. *Never too few.* Who is refused has announced, seen too much, and then seen it again under the
    lock, as whoever was in the way does too. So nobody is refused while there is room, unless the
    lock cannot be had in its bounded time, as when a stopped process holds it. Who was refused
@@ -26,7 +28,7 @@ Rules:
    takes a free entry, else the one with the least arrival time: one that is paid off, if there is
    any. It takes over what is not, so that a set never lets through more than WAYS accounts:
    however many addresses somebody has, the table bounds what they get.
-4. *Collisions.* Two accounts are one with the probability 2^-64 (the tag), given the same set. A
+4. *Collisions.* Two accounts are one with the probability 2^-60 (the tag), given the same set. A
    fresh client is refused for others only if all WAYS entries of its set are used up: with K
    accounts that are, in S sets, P(Poisson(K/S) >= WAYS). Of 65,536 entries, S = 8,192: 1e-12 for
    K = 1,000, 4e-5 for 10,000. ``crowded`` computes it. Nobody can aim: BLAKE2b (RFC 7693), keyed
@@ -46,6 +48,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from math import exp, factorial
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.limits.gcra import Policy
@@ -109,9 +112,12 @@ class Table:
         return cls(words, entries, 1, 0, fence=_nothing, lock=lambda _: _Mine(), key=key)
 
     def where(self, owner: bytes) -> tuple[int, int]:
-        """Return the set of an owner's entry, and the tag in it, which is not 0."""
-        digest = blake2b(owner, digest_size=16, key=self._key).digest()
-        return int.from_bytes(digest[:8], "big") % self.sets, int.from_bytes(digest[8:], "big") or 1
+        """Return the set of an owner's entry, and the tag in it, which is not 0.
+
+        Sixty bits, so that tag and charges are summed as C integers.
+        """
+        digest = int.from_bytes(blake2b(owner, digest_size=16, key=self._key).digest(), "big")
+        return (digest >> 64) % self.sets, (digest & (1 << 60) - 1) or 1
 
     def find(self, number: int, tag: int) -> int | None:
         """Return where the entry with ``tag`` begins in the set ``number``; None: there is none."""
@@ -165,8 +171,20 @@ class _Mine:
     def release(self) -> None: ...
 
 
-Place = tuple[int, int]
-"""Where an entry begins, and its tag; empty for an owner who is not counted."""
+class _Place:
+    """Where an owner's entry is, and what this worker has seen there."""
+
+    __slots__ = ("at", "byte", "full", "others", "own", "tag")
+
+    def __init__(self, at: int, own: int, tag: int) -> None:
+        self.at = at
+        self.byte = 8 * at
+        self.own = own
+        self.tag = tag
+        self.others = (-1, 0)
+        """The other workers' charges, and the greatest start when they were these."""
+        self.full = False
+        """Whether the last request was refused."""
 
 
 class Accounts:
@@ -175,115 +193,122 @@ class Accounts:
     :param name: gives the bytes that tell one owner from another; None: that one is not counted.
     """
 
+    charge: Callable[[str, int], int]
+    """``charge(owner, now)`` charges a request; returns how far ahead of ``now`` the account lies
+    with it, in ns. More than the tolerance: it is refused, and has cost nothing. UNCOUNTED: the
+    owner is not counted, or cannot be. ``now`` is of a clock that is the same in all processes."""
+
     def __init__(
         self, table: Table, policy: Policy, name: Callable[[str], bytes | None] = str.encode
     ) -> None:
         self.policy = policy
         self._table = table
         self._name = name
-        self._words = table.words
-        self._own = 1 + table.index  # from the beginning of an entry
-        self._indexes = table.indexes
-        self._row = 1 + 2 * table.indexes
-        self._mutex = table.mutex
-        self._cost = policy.cost
-        self._tolerance = policy.tolerance
-        self._known: dict[str, Place | tuple[()]] = {}
-        self._full: set[str] = set()  # who was refused last
+        self._known: dict[str, _Place | None] = {}
+        self.charge = self._charger()
 
-    def charge(self, owner: str, now: int) -> int:
-        """Charge a request; return how far ahead of ``now`` the account lies with it, in ns.
+    def _charger(self) -> Callable[[str, int], int]:
+        """Return ``charge``, with all that it uses at hand: it is called for each request."""
+        table, known = self._table, self._known
+        words, n, fence = table.words, table.indexes, table.fence
+        # native words: an aligned load each, as a memoryview's
+        charges = Struct(f"@{1 + n}Q").unpack_from  # after the tag
+        starts = Struct(f"@{n}Q").unpack_from
+        index = 1 + table.index
+        cost, tolerance = self.policy.cost, self.policy.tolerance
+        acquire, release = table.mutex.acquire, table.mutex.release
+        find, locked = self._find, self._locked
 
-        More than the tolerance: it is refused, and has cost nothing. UNCOUNTED: the owner is not
-        counted, or cannot be.
-
-        :param now: nanoseconds of a clock that is the same in all processes.
-        """
-        place = self._known.get(owner)
-        if place is None:
-            place = self._find(owner)
-        if not place:
-            return UNCOUNTED
-        at, tag = place
-        words, n, cost, tolerance = self._words, self._indexes, self._cost, self._tolerance
-        if owner in self._full:
-            ahead = max(self._table.arrival(at) - now, 0) + cost
-            if ahead > tolerance and words[at] == tag:
-                return ahead
-        if self._table.fence is None:
-            return self._locked(owner, at, tag, now)
-        own = at + self._own
-        with self._mutex:
+        def charge(owner: str, now: int) -> int:
+            place = known.get(owner)
+            if place is None:
+                place = find(owner)
+                if place is None:
+                    return UNCOUNTED
+            if place.full:
+                ahead = max(table.arrival(place.at) - now, 0) + cost
+                if ahead > tolerance and words[place.at] == place.tag:
+                    return ahead
+            if fence is None:
+                return locked(owner, place, now)
+            own = place.own
+            acquire()
             words[own] += cost
-        row = words[at : at + self._row].tolist()
-        ahead = sum(row[1 : n + 1]) + max(row[n + 1 :]) - now
-        if ahead < cost:  # it was paid off
-            with self._mutex:
-                self._begin(own, now + cost - sum(row[1 : n + 1]))
-            ahead = cost
-        if ahead <= tolerance and row[0] == tag:
-            if self._full:
-                self._full.discard(owner)
-            return ahead
-        with self._mutex:
-            words[own] -= cost
-        return self._locked(owner, at, tag, now)
+            release()  # the fence
+            row = charges(words, place.byte)
+            total = sum(row) - place.tag
+            others, start = place.others
+            if total - row[index] != others:
+                others = total - row[index]
+                start = max(starts(words, place.byte + 8 + 8 * n))
+                place.others = others, start
+            ahead = total + start - now
+            if ahead < cost:  # it was paid off: it begins anew
+                ahead, start, at = cost, now + cost - total, own + n
+                acquire()
+                if start > words[at]:
+                    words[at] = start
+                release()
+                place.others = others, start
+            if ahead <= tolerance and row[0] == place.tag:
+                place.full = False
+                return ahead
+            with table.mutex:
+                words[own] -= cost
+            return locked(owner, place, now)
 
-    def _begin(self, own: int, start: int) -> None:
-        at = own + self._indexes
-        if start > self._words[at]:
-            self._words[at] = start
+        return charge
 
     def refund(self, owner: str) -> None:
         """Give back what a request of ``owner`` was charged in this process."""
-        place = self._known.get(owner)
-        if place:
-            at, tag = place
-            own = at + self._own
-            with self._mutex:
-                if self._words[at] == tag and self._words[own] >= self._cost:
-                    self._words[own] -= self._cost
+        place, words, cost = self._known.get(owner), self._table.words, self.policy.cost
+        if place is not None:
+            with self._table.mutex:
+                if words[place.at] == place.tag and words[place.own] >= cost:
+                    words[place.own] -= cost
 
-    def _find(self, owner: str) -> Place | tuple[()]:
-        """Return the owner's place, and remember it; empty: there is none, or none to be had."""
-        if len(self._known) >= MOST_KNOWN:
-            self._known.clear()
-            self._full.clear()
+    def _find(self, owner: str) -> _Place | None:
+        """Return the owner's place, and remember it; None: there is none, or none to be had."""
         name = self._name(owner)
         if name is None:
-            self._known[owner] = ()
-            return ()
+            return None
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
         number, tag = self._table.where(self.policy.key + name)
         at = self._table.find(number, tag)
         if at is None:
             with self._table.alone(number) as alone:
                 if not alone:
-                    return ()
+                    return None
                 at = self._table.claim(number, tag)
-        self._known[owner] = place = at, tag
+        place = self._known[owner] = _Place(at, at + 1 + self._table.index, tag)
         return place
 
-    def _locked(self, owner: str, at: int, tag: int, now: int) -> int:
+    def _locked(self, owner: str, place: _Place, now: int) -> int:
         """Charge it where nobody else can be in the way (rule 2)."""
-        table, words, n = self._table, self._words, self._indexes
-        number = at // (WAYS * table.stride)
+        table, words, n, cost = (
+            self._table,
+            self._table.words,
+            self._table.indexes,
+            self.policy.cost,
+        )
+        number = place.at // (WAYS * table.stride)
         with table.alone(number) as alone:
             if not alone:
-                return self._tolerance + self._cost
-            at = table.claim(number, tag)
-            self._known[owner] = at, tag
-            own = at + self._own
-            words[own] += self._cost
+                return self.policy.tolerance + cost
+            at = table.claim(number, place.tag)
+            if at != place.at:
+                place = self._known[owner] = _Place(at, at + 1 + table.index, place.tag)
+            words[place.own] += cost
             if table.fence is not None:
                 table.fence()
-            row = words[at + 1 : at + self._row].tolist()
-            ahead = sum(row[:n]) + max(row[n:]) - now
-            if ahead < self._cost:
-                self._begin(own, now + self._cost - sum(row[:n]))
-                ahead = self._cost
-            if ahead > self._tolerance:
-                words[own] -= self._cost
-                self._full.add(owner)
-            else:
-                self._full.discard(owner)
+            row = words[at + 1 : at + 1 + 2 * n].tolist()
+            total, start = sum(row[:n]), max(row[n:])
+            if total + start - now < cost:
+                start = now + cost - total
+                words[place.own + n] = start
+            ahead = total + start - now
+            place.full = ahead > self.policy.tolerance
+            if place.full:
+                words[place.own] -= cost
             return ahead

@@ -96,6 +96,7 @@ class RateLimit(Layer):
             self._named = _of_address if by == "client" else str.encode
         else:
             self._who, self._named = by, str.encode
+        self._by_client = by == "client"
         called = name or (by if isinstance(by, str) else "custom")
         self._usual = _Limit(Policy(called, limit, window, burst or limit))
         self._tiers = {
@@ -114,39 +115,48 @@ class RateLimit(Layer):
 
     def begin(self, request: Request) -> Any:
         """Charge the request, and refuse it if that is too much."""
-        found = self._who(request)
-        if found is None:
-            return None
-        owner, tier = found
-        limit = self._usual if tier is None else self._tiers.get(tier, self._usual)
+        if self._by_client:  # what ``_account`` gives, at once: every request asks
+            limit, owner = self._usual, request.connection.client_of(request.head)
+        else:
+            found = self._account(request)
+            if found is None:
+                return None
+            limit, owner = found
         if not self._bound:
             self._bind(request.app)
         if self._instead_of is not None:
             self._instead_of.refund(request)
-        ahead = limit.accounts.charge(owner, self._clock())
-        if ahead > limit.tolerance:
+        ahead = limit.charge(owner, self._clock())
+        tolerance = limit.tolerance
+        if ahead > tolerance:
             return limit.refusal(request, ahead)
-        if ahead < 0:
-            return None
-        request.fields += limit.fields % (
-            (limit.tolerance - ahead) // limit.cost,
-            -(-ahead // SECOND),
-        )
+        if ahead >= 0:
+            request.fields += limit.fields % (
+                (tolerance - ahead) // limit.cost,
+                -(-ahead // SECOND),
+            )
         return None
 
     def refund(self, request: Request) -> None:
         """Take back that ``request`` was charged here."""
-        found = self._who(request)
+        found = self._account(request)
         if found is not None and self._bound:
-            owner, tier = found
-            limit = self._usual if tier is None else self._tiers.get(tier, self._usual)
+            limit, owner = found
             limit.accounts.refund(owner)
+
+    def _account(self, request: Request) -> tuple[_Limit, str] | None:
+        found = self._who(request)
+        if found is None:
+            return None
+        owner, tier = found
+        return (self._usual if tier is None else self._tiers.get(tier, self._usual)), owner
 
     def _bind(self, app: Any) -> None:
         if app.accounts is None:
             app.accounts = Table.of_this_process(ALONE, secrets.token_bytes(16))
         for limit in (self._usual, *self._tiers.values()):
             limit.accounts = Accounts(app.accounts, limit.policy, self._named)
+            limit.charge = limit.accounts.charge
         self._bound = True
 
 
@@ -154,6 +164,7 @@ class _Limit:
     """One policy, ready for answers."""
 
     accounts: Accounts
+    charge: Callable[[str, int], int]
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
