@@ -27,8 +27,8 @@ from fluxor_fast.app import Middleware
 from fluxor_fast.arbiter.roll import indexes_for
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.http.response import Response
-from fluxor_fast.middleware.body_limit import BodyLimit
 from fluxor_fast.limits.table import Table
+from fluxor_fast.middleware.body_limit import BodyLimit
 from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.cors import CORS
 from fluxor_fast.middleware.etag import ETag
