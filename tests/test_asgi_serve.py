@@ -24,7 +24,7 @@ from starlette.routing import Route
 from fluxor_fast.asgi.serve import AsgiApp, is_asgi
 from fluxor_fast.errors import BootError
 from fluxor_fast.server.heads import Limits
-from tests.support.inprocess import Client, head, in_loop, post, serving, turns, until
+from tests.support.inprocess import Client, head, in_loop, post, serving, until
 from tests.support.seeds import cut, seeded
 
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
@@ -417,18 +417,15 @@ async def test_an_application_without_a_lifespan_is_served() -> None:
         (({**OK, "headers": [(b"content-length", b"x")]}, END), "not a length"),
     ],
 )
-def test_who_breaks_the_protocol_before_the_answer_gets_500_and_a_log_line(
+@in_loop
+async def test_who_breaks_the_protocol_before_the_answer_gets_500_and_a_log_line(
     messages: tuple[Any, ...], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    @in_loop
-    async def run() -> None:
-        async with serving(raw(*messages)) as server:
-            client = await server.connect()
-            answer = await client.get("/")
-            assert (answer.status, answer.json()["error"]) == (500, "internal_server_error")
-            assert (await client.get("/")).status == 500  # the connection goes on
-
-    run()
+    async with serving(raw(*messages)) as server:
+        client = await server.connect()
+        answer = await client.get("/")
+        assert (answer.status, answer.json()["error"]) == (500, "internal_server_error")
+        assert (await client.get("/")).status == 500  # the connection goes on
     assert said in caplog.text
 
 
@@ -449,19 +446,15 @@ def test_who_breaks_the_protocol_before_the_answer_gets_500_and_a_log_line(
         ),
     ],
 )  # fmt: skip
-def test_who_breaks_the_protocol_in_the_answer_loses_the_connection(
+@in_loop
+async def test_who_breaks_the_protocol_in_the_answer_loses_the_connection(
     messages: tuple[Any, ...], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    @in_loop
-    async def run() -> None:
-        async with serving(raw(*messages)) as server:
-            client = await server.connect()
-            await client.send(head("/"))
-            await until(lambda: not server.service.open, "the connection ends")
-            await turns()
-
-    run()
-    assert said in caplog.text
+    async with serving(raw(*messages)) as server:
+        client = await server.connect()
+        await client.send(head("/"))
+        await until(lambda: not server.service.open, "the connection ends")
+        await until(lambda: said in caplog.text, "it is logged")
 
 
 @in_loop

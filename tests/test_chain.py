@@ -48,11 +48,17 @@ async def test_settings_turn_it_on_and_off() -> None:
         assert (await client.answer()).status == 400
 
 
-@in_loop
-async def test_what_is_no_origin_or_host_ends_the_start() -> None:
-    for web in ({"cors_origins": "app.example.com"}, {"trusted_hosts": "a/b"}):
-        with pytest.raises(ConfigError):
-            await started(**web)
+def test_what_is_no_origin_or_host_is_told_before_anything_starts() -> None:
+    # "check" looks at no more than the settings, and did not tell what "serve" then refused
+    flags = {"web.cors_origins": "*, app.example.com", "web.trusted_hosts": "a, a/b"}
+    with pytest.raises(ConfigError) as told:
+        load(environ={}, flags=flags)
+    assert [problem.partition(":")[0] for problem in told.value.problems] == [
+        "--cors-origins",
+        "--trusted-hosts",
+    ]
+    assert "an origin is scheme://host" in str(told.value)
+    assert "a host is a name" in str(told.value)
 
 
 def test_a_star_with_credentials_is_told_with_the_other_faults() -> None:

@@ -21,6 +21,7 @@ from fluxor_fast.config import (
     knobs,
     load,
     masked,
+    secrets_of,
 )
 from fluxor_fast.errors import ConfigError
 
@@ -129,11 +130,14 @@ def test_every_knob_can_be_given_in_every_way(file):
     """The default itself, or another good value, from each source; nothing is read twice."""
     special = {
         "database.url": "postgresql://h/",
+        "redis.url": "redis://h/0",
         "auth.jwt_secret": "k" * 32,
         "server.trusted_proxies": "10.0.0.0/8,unix",
         "server.fd": 3,
         "database.host": "db",
         "database.embedded": "/tmp/pg",
+        "web.cors_origins": "https://a.example.com,*",
+        "web.trusted_hosts": "a.example.com,*.b",
     }
     needs = {  # what is refused without these
         "tls.key": {"certificate": "c"},
@@ -545,6 +549,47 @@ def test_bad_urls_are_refused_without_showing_the_password(file, url):
 # --- secrets -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://u:hunter2@h",
+        "redis:u:hunter2@h",
+        "redis://u:hunter2@x@h/0",
+        "redis://u:hunter2#@h/0",
+        "redis://:hunter2@h,i/0",
+        "redis://:hunter2é@h",
+        "redis://h/0?password=hunter2",
+        "redis://h/0?decode_responses=true",
+        "unix:///run/redis?db=1&timeout=3",
+    ],
+)
+def test_redis_urls_that_another_reader_would_take_for_something_else(url):
+    with pytest.raises(ConfigError) as caught:
+        load(environ={"REDIS_URL": url})
+    (problem,) = caught.value.problems
+    assert problem.startswith("REDIS_URL: must")
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost", "redis://localhost"),
+        ("rediss://app:hunter2@h:6380/1", "rediss://app:********@h:6380/1"),
+        ("redis://:hunter2@h", "redis://:********@h"),
+        ("unix://:hunter2@/run/redis.sock?db=2", "unix://:********@/run/redis.sock?db=2"),
+        (
+            "rediss://h/0?ssl_ca_certs=/ca&ssl_password=hunter2",
+            "rediss://h/0?ssl_ca_certs=/ca&ssl_password=********",
+        ),
+    ],
+)
+def test_the_password_of_redis_is_not_shown(url, shown):
+    settings = load(environ={"REDIS_URL": url})
+    assert yaml.safe_load(masked(settings))["redis"]["url"] == shown
+    assert ("hunter2" in url) == ("hunter2" in list(secrets_of(settings)))
+
+
 @pytest.mark.parametrize("secret", ["x" * 31, "é" * 15 + "x", "x" * 40 + "\udcff"])
 def test_a_weak_jwt_secret_is_refused_and_not_shown(secret):
     line = problem(environ={"JWT_SECRET": secret})
@@ -683,6 +728,7 @@ def test_names_of_knobs():
     assert {path for path, knob in table.items() if knob.is_secret} == {
         "auth.jwt_secret",
         "database.url",
+        "redis.url",
     }
 
 
@@ -719,7 +765,10 @@ def test_workers_by_number():
 def test_config_imports_nothing_of_the_server():
     source = Path(config.__file__).read_text()
     lines = [line for line in source.splitlines() if line.startswith("from fluxor_fast")]
-    assert lines == ["from fluxor_fast.errors import ConfigError"]
+    assert lines == [
+        "from fluxor_fast.errors import ConfigError",
+        "from fluxor_fast.http.origins import read_host, read_origin",
+    ]
 
 
 def test_values_that_do_not_go_together_are_told():

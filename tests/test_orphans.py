@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from fluxor_fast.arbiter.orphans import reap_orphans
+from tests.support.forks import ended, forked
 
 
 def left() -> int:
@@ -16,16 +17,16 @@ def left() -> int:
     return child
 
 
-def test_orphans_are_reaped_and_own_children_are_left() -> None:
-    # in a process without other children: pytest's own may have some
-    tester = os.fork()
-    if tester:
-        assert os.waitstatus_to_exitcode(os.waitpid(tester, 0)[1]) == 0
-        return
-    good = reap_orphans(set()) == 0
+def among_no_other_children() -> None:
+    assert reap_orphans(set()) == 0
     for _ in range(3):
         left()
-    good = good and reap_orphans(set()) == 3
+    assert reap_orphans(set()) == 3
     own = left()
-    good = good and reap_orphans({own}) == 0 and os.waitpid(own, os.WNOHANG)[0] == own
-    os._exit(0 if good else 1)
+    assert reap_orphans({own}) == 0
+    assert os.waitpid(own, os.WNOHANG)[0] == own
+
+
+def test_orphans_are_reaped_and_own_children_are_left() -> None:
+    with forked(among_no_other_children) as (tester,):  # pytest's own may have some
+        assert ended(tester) == 0

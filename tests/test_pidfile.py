@@ -9,6 +9,7 @@ import pytest
 
 from fluxor_fast.arbiter.pidfile import PidFile
 from fluxor_fast.errors import ListenError
+from tests.support.forks import ended, forked
 
 
 def test_it_has_the_pid_and_is_gone_afterwards(tmp_path: Path) -> None:
@@ -48,11 +49,8 @@ def test_the_file_of_another_is_left_alone(tmp_path: Path) -> None:
 def test_a_child_that_closes_it_leaves_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     file = PidFile(path)
-    child = os.fork()
-    if not child:
-        file.close()
-        os._exit(0)
-    os.waitpid(child, 0)
+    with forked(file.close) as (child,):
+        assert ended(child) == 0
     with pytest.raises(ListenError):
         PidFile(path)
     file.remove()
@@ -70,33 +68,26 @@ def test_who_adopts_it_has_the_same_lock_and_is_told_by_it_from_take_on(tmp_path
     path = tmp_path / "pid"
     before = PidFile(path)
     told_before = path.read_text()
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
+
+    def adopt_and_take() -> None:
         after = PidFile.adopt(before.fileno())
-        told = path.read_text()
+        assert path.read_text() == told_before
         after.take()
-        os.write(writing, b"1" if told == told_before else b"0")
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(reading, 1) == b"1"
+
+    with forked(adopt_and_take) as (child,):
+        assert ended(child) == 0
     assert path.read_text() == f"{child}\n"
     with pytest.raises(ListenError, match=rf"another instance runs \(pid {child}\)"):
         PidFile(path)
     before.remove()
     assert path.exists()  # it is the other's to remove
-    for fd in (reading, writing):
-        os.close(fd)
 
 
 def test_who_adopts_it_and_never_takes_it_leaves_it(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     before = PidFile(path)
-    child = os.fork()
-    if not child:
-        PidFile.adopt(before.fileno()).remove()
-        os._exit(0)
-    os.waitpid(child, 0)
+    with forked(lambda: PidFile.adopt(before.fileno()).remove()) as (child,):
+        assert ended(child) == 0
     with pytest.raises(ListenError, match=rf"another instance runs \(pid {os.getpid()}\)"):
         PidFile(path)
     before.remove()

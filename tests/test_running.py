@@ -7,8 +7,15 @@ import asyncio
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import POLL
-from tests.support.inprocess import in_loop, until
+from tests.support.inprocess import in_loop, turns, until
 from tests.support.turns import Bench, Clock, HandLoop, burning_app
+
+
+async def emptied(bench: Bench) -> None:
+    """Wait until all requests are done and counted, which takes a turn more."""
+    await until(lambda: bench.runner.busy == 0, "all are done")
+    await turns()
+    bench.assert_empty()
 
 
 @in_loop
@@ -24,11 +31,8 @@ async def test_who_waits_for_a_slot_gets_it_first_in_first_out() -> None:
         await until(lambda n=n: len(served) == n + 1, "the next one runs")
         assert bench.memory.slots[0] == 1
         app.state.gate.release()
-    await until(lambda: bench.runner.busy == 0, "all are done")
+    await emptied(bench)
     assert served == [f"wait {n}" for n in range(5)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    bench.assert_empty()
 
 
 @in_loop
@@ -69,7 +73,4 @@ async def test_synchronous_requests_need_no_slot() -> None:
     quick = bench.ask("/burn/3")
     await until(lambda: quick.transport.statuses == [200], "it is answered")
     app.state.gate.set()
-    await until(lambda: bench.runner.busy == 0, "all are done")
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    bench.assert_empty()
+    await emptied(bench)

@@ -7,6 +7,7 @@ import re
 import signal
 
 from fluxor_fast.arbiter.stacks import DUMP_SIGNAL, Stacks
+from tests.support.forks import ended, forked
 from tests.support.server import eventually
 
 
@@ -18,23 +19,24 @@ def a_function_that_hangs_in_c(ready: int) -> None:
 def test_code_in_c_that_holds_the_interpreters_lock_is_told_by_name_time_and_again() -> None:
     stacks = Stacks()
     reading, ready = os.pipe()
-    child = os.fork()
-    if not child:
+
+    def hang() -> None:
         stacks.register()
         a_function_that_hangs_in_c(ready)
-        os._exit(0)
-    os.read(reading, 1)
-    for _ in range(2):
-        os.kill(child, DUMP_SIGNAL)
-        told: list[str] = []  # it is written piece by piece
 
-        def complete(told: list[str] = told) -> bool:
-            told.append(stacks.read())
-            return "a_function_that_hangs_in_c" in "".join(told)
+    with forked(hang) as (child,):
+        os.read(reading, 1)
+        for _ in range(2):
+            os.kill(child, DUMP_SIGNAL)
+            told: list[str] = []  # it is written piece by piece
 
-        eventually(complete, "stacks")
-    os.kill(child, signal.SIGSEGV)
-    os.waitpid(child, 0)
+            def complete(told: list[str] = told) -> bool:
+                told.append(stacks.read())
+                return "a_function_that_hangs_in_c" in "".join(told)
+
+            eventually(complete, "stacks")
+        os.kill(child, signal.SIGSEGV)
+        assert ended(child) == -signal.SIGSEGV
     assert stacks.read().startswith("Fatal Python error: Segmentation fault")
     assert stacks.size == 0
     stacks.close()

@@ -17,8 +17,9 @@ from fluxor_fast.arbiter.roll import indexes_for
 from fluxor_fast.arbiter.shared import SharedMemory, State, Word
 from fluxor_fast.arbiter.sockets import bind_listeners
 from fluxor_fast.arbiter.vacancies import Vacancies
-from fluxor_fast.config import load
+from fluxor_fast.config import Settings, load
 from fluxor_fast.errors import BootError
+from fluxor_fast.observability.metrics import InstanceMetrics
 
 
 class Scene:
@@ -88,6 +89,8 @@ def test_a_crash_looping_seat_shows_in_the_memory_until_it_is_tried_again(scene:
         scene.lose(1, 0.0)
     assert scene.states().count(State.FAILING) == 1
     assert sum(map(bool, scene.memory.owners)) == 1
+    metrics = InstanceMetrics(scene.memory, Settings().server.capacity)
+    assert b"\nworkers_failing 1.0\n" in metrics.prometheus()
     scene.lose(1, 0.0)
     assert sum(map(bool, scene.memory.owners)) == 1  # not one more each time
     scene.crew.stop(0.0, gently=False)

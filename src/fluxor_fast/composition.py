@@ -12,7 +12,7 @@ Rules kept here:
    route itself takes the place of what is said of all.
 3. What middleware adds to *every* answer of a route are ready-made header lines in
    ``Request.fields``: set before the handler is called, they are in its answer whatever that is,
-   an error too.
+   an error too. What an ``HTTPError`` says itself takes the place of theirs.
 4. The application's middleware is also around the answers for paths and methods that there are
    not (404, 405, OPTIONS). A layer of a route that is ``on_path`` is around the latter two of its
    path: a preflight is an OPTIONS.

@@ -1,10 +1,12 @@
 """Settings: one definition per knob, read from four places, all faults told at once.
 
 * Precedence is default < YAML file < environment < command line flag. A knob has three names:
-  ``server.max_ccu``, ``FLUXOR_MAX_CCU`` and ``--max-ccu``; those of ``database`` and ``tls`` are
-  prefixed (``--database-url``); ``jwt_secret`` has no flag: everyone can read flags with ``ps``.
-* ``PORT``, ``DB_HOST``, ``DATABASE_URL`` and ``JWT_SECRET`` are read where the ``FLUXOR_…``
-  variable is not given. The file is that of ``--config``, ``FLUXOR_CONFIG`` or ``CONFIG_PATH``.
+  ``server.max_ccu``, ``FLUXOR_MAX_CCU`` and ``--max-ccu``; those of ``tls``, ``database``,
+  ``redis`` and ``cache`` are prefixed (``--database-url``); ``jwt_secret`` has no flag: everyone
+  can read flags with ``ps``.
+* ``PORT``, ``DB_HOST``, ``DATABASE_URL``, ``REDIS_URL`` and ``JWT_SECRET`` are read where the
+  ``FLUXOR_…`` variable is not given. The file is that of ``--config``, ``FLUXOR_CONFIG`` or
+  ``CONFIG_PATH``.
 * Null in the file and the empty string in the environment mean "not given". The file's scalars
   are read as text, as in the environment: YAML's octal numbers and dates change what is meant.
 * Every value is checked, even an overridden one. Unknown keys and ``FLUXOR_…`` variables are
@@ -29,6 +31,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import ValidationError as Invalid
 
 from fluxor_fast.errors import ConfigError
+from fluxor_fast.http.origins import read_host, read_origin
 
 
 def _networks(value: object) -> object:
@@ -43,6 +46,19 @@ def _networks(value: object) -> object:
 def _names(value: object) -> object:
     items = value.split(",") if isinstance(value, str) else value  # a list in the file
     return tuple(str(item).strip() for item in items)  # type: ignore[attr-defined]
+
+
+def _origins(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name != "*":
+            read_origin(name)
+    return names
+
+
+def _hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        read_host(name)
+    return names
 
 
 def _long_enough(secret: SecretStr) -> SecretStr:
@@ -63,6 +79,20 @@ def _postgres_url(secret: SecretStr) -> SecretStr:
         raise ValueError("must begin with postgresql:// or postgres://")
     if not re.fullmatch(_URL, rest) or not rest.isascii() or not rest.isprintable():
         raise ValueError("must be user:password@host:port/name, with @ : / ? # percent-encoded")
+    return secret
+
+
+def _redis_url(secret: SecretStr) -> SecretStr:
+    """Refuse what redis-py would read differently, or take for options of its own."""
+    scheme, _, rest = secret.get_secret_value().partition("://")
+    if scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    place, _, options = rest.partition("?")
+    known = re.fullmatch(r"((db|ssl_[a-z_]+)=[^&]*(&|$))*", options)
+    if not re.fullmatch(_URL, place) or "," in place or not known or not rest.isascii():
+        raise ValueError(
+            "must be user:password@host:port/0, with @ : / ? # percent-encoded, or a path"
+        )
     return secret
 
 
@@ -91,9 +121,12 @@ Networks = Annotated[
 ]
 Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
 Accounts = Annotated[int, Field(ge=1024, le=2**22, multiple_of=8)]
+Origins = Annotated[Names, AfterValidator(_origins)]
+Hosts = Annotated[Names, AfterValidator(_hosts)]
 Descriptor = Annotated[int, Field(ge=3, le=2**31 - 1)]
 Mode = Annotated[str, Field(pattern=r"^0?[0-7]{3}$")]
 PostgresURL = Annotated[SecretStr, AfterValidator(_postgres_url)]
+RedisURL = Annotated[SecretStr, AfterValidator(_redis_url)]
 Key = Annotated[SecretStr, AfterValidator(_long_enough)]
 
 
@@ -170,6 +203,7 @@ class ServerSettings(_Section):
     max_target: Count = _knob(8192, "bytes of the request target; RFC 9112 asks for 8000")
     max_headers: Count = _knob(100, "header lines; several times what browsers send")
     max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
+    body_memory: Size = _knob(134_217_728, "bytes of all unfinished bodies; slowest end; 0: any")
     max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
     rate_limit_accounts: Accounts = _knob(65_536, "of rate limits, times 8; 16 MiB at 4 workers")
     adaptive: bool = _knob(False, "lower the limit while the service is slow; off: it is fixed")
@@ -250,6 +284,32 @@ class DatabaseSettings(_Section):
         return urlunsplit((scheme, place, path or "/", "&".join(kept), ""))
 
 
+class RedisSettings(_Section):
+    """Redis, for what several instances share; counts are per instance, over all workers."""
+
+    url: RedisURL | None = _knob(
+        None, "redis://…, rediss://… or unix://…; none, as one can do without"
+    )
+    pool_max: Count = _knob(100, "most connections; a command holds one for well below a ms")
+    pool_min: Size = _knob(20, "connections made at once; a burst need not wait for them")
+    timeout: Seconds = _knob(
+        0.1, "seconds for a command; it takes one ms, and there is another way"
+    )
+    connect_timeout: Seconds = _knob(0.5, "seconds to reach it; so it is back within a second")
+
+    @property
+    def secret_url(self) -> str | None:
+        """The URL to connect to, its password included."""
+        return self.url.get_secret_value() if self.url else None
+
+
+class CacheSettings(_Section):
+    """The cache in memory, per worker."""
+
+    entries: Count = _knob(10_000, "most entries, per worker; as many users as are active at once")
+    bytes: Count = _knob(16_777_216, "most bytes, of JSON, per worker; objects take more")
+
+
 class AuthSettings(_Section):
     """Tokens and passwords."""
 
@@ -262,11 +322,13 @@ class AuthSettings(_Section):
 class WebSettings(_Section):
     """What the reference service tells browsers."""
 
-    cors_origins: Names = _knob((), "https://app.example.com, https://*.example.com or *; no page")
+    cors_origins: Origins = _knob(
+        (), "https://app.example.com, https://*.example.com or *; no page"
+    )
     cors_credentials: bool = _knob(False, "let those pages send cookies; tokens need none")
     security_headers: bool = _knob(True, "headers that make browsers careful; they cost little")
     compression: bool = _knob(True, "compress answers of 1 KiB and more; clients ask for it")
-    trusted_hosts: Names = _knob((), "api.example.com or *.example.com; none: whatever is asked")
+    trusted_hosts: Hosts = _knob((), "api.example.com or *.example.com; none: whatever is asked")
     rate_limit: bool = _knob(False, "1,000 a minute of an address; off: it may be a proxy's")
 
 
@@ -287,6 +349,8 @@ class Settings(_Section):
     server: ServerSettings = ServerSettings()
     tls: TlsSettings = TlsSettings()
     database: DatabaseSettings = DatabaseSettings()
+    redis: RedisSettings = RedisSettings()
+    cache: CacheSettings = CacheSettings()
     auth: AuthSettings = AuthSettings()
     web: WebSettings = WebSettings()
     observability: ObservabilitySettings = ObservabilitySettings()
@@ -294,7 +358,9 @@ class Settings(_Section):
 
 _SECTIONS = {name: type(default) for name, default in Settings()}
 _ALIASES = {"server.port": "PORT", "database.host": "DB_HOST", "database.url": "DATABASE_URL"}
-_ALIASES["auth.jwt_secret"] = "JWT_SECRET"
+_ALIASES |= {"redis.url": "REDIS_URL", "auth.jwt_secret": "JWT_SECRET"}
+_PREFIXED = ("tls", "database", "redis", "cache")  # sections whose flags begin with their name
+_SECRETS = ("auth.jwt_secret", "database.url", "redis.url")
 
 
 @dataclass(frozen=True)
@@ -317,11 +383,11 @@ def knobs() -> Iterator[Knob]:
     for section, model in _SECTIONS.items():
         for name, field in model.model_fields.items():
             path, kind = f"{section}.{name}", field.annotation
-            word = f"{section}_{name}" if section in ("tls", "database") else name
+            word = f"{section}_{name}" if section in _PREFIXED else name
             flag = None if name == "jwt_secret" else "--" + word.replace("_", "-")
             names = (path, flag, f"FLUXOR_{word.upper()}", _ALIASES.get(path))
             about = (kind, field.default, field.description or "", kind is bool)
-            yield Knob(*names, *about, is_secret=path in ("auth.jwt_secret", "database.url"))
+            yield Knob(*names, *about, is_secret=path in _SECRETS)
 
 
 _Given = Iterator[tuple[str, Knob, object]]  # where (for messages), which knob, what value
@@ -451,23 +517,22 @@ def secrets_of(settings: Settings) -> Iterator[str]:
     """Yield every secret among the settings, in the forms in which it may be met."""
     if settings.auth.jwt_secret is not None:
         yield settings.auth.jwt_secret.get_secret_value()
-    parts = urlsplit(settings.database.effective_url or "")
-    if parts.password:
-        yield parts.password
-        yield unquote(parts.password)
-    for name, value in parse_qsl(parts.query):
-        if re.search("pass|secret|_key", name):
-            yield value
+    for url in (settings.database.effective_url, settings.redis.secret_url):
+        parts = urlsplit(url or "")
+        if parts.password:
+            yield parts.password
+            yield unquote(parts.password)
+        for name, value in parse_qsl(parts.query):
+            if re.search("pass|secret|_key", name):
+                yield value
 
 
 def masked(settings: Settings) -> str:
     """Return the effective settings as YAML with what is derived, and without the secrets."""
     data = settings.model_dump(mode="json")
     data["auth"]["jwt_secret"] = settings.auth.jwt_secret and "********"
-    # The checks leave no @ but the one after the password, which may be a parameter as well.
-    url = re.sub(r"(://[^:@]*):[^@]*@", r"\1:********@", settings.database.effective_url or "")
-    url = re.sub(r"([?&][^=&]*(?:pass|secret|_key|%)[^=&]*=)[^&]*", r"\1********", url)
-    data["database"]["url"] = url or None
+    data["database"]["url"] = _masked_url(settings.database.effective_url)
+    data["redis"]["url"] = _masked_url(settings.redis.secret_url)
     low, high = settings.database.pool_sizes(settings.server.max_ccu)
     data["capacity"] = asdict(settings.server.capacity) | {
         "max_connections_per_client": settings.server.connections_per_client,
@@ -475,3 +540,10 @@ def masked(settings: Settings) -> str:
         "pool_max": high,
     }
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _masked_url(url: str | None) -> str | None:
+    # The checks leave no @ but the one after the password, which may be a parameter as well.
+    url = re.sub(r"(://[^:@]*):[^@]*@", r"\1:********@", url or "")
+    url = re.sub(r"([?&][^=&]*(?:pass|secret|_key|%)[^=&]*=)[^&]*", r"\1********", url)
+    return url or None

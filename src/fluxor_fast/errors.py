@@ -12,7 +12,8 @@
     ├── RouteError         a route that cannot be registered
     └── HTTPError          an answer in the form of an exception
         ├── ClientDisconnected  400, the client went away before all was said
-        └── DatabaseBusy   503, no connection in time, or no database
+        ├── DatabaseBusy   503, no connection in time, or no database
+        └── RedisAway      503, Redis is away, or did not answer in time
 
 The process ends with ``exit_code`` and one line on standard error; a client gets an
 ``HTTPError`` as JSON ``{"error", "message", "code"}`` (plus ``details`` where there are any).
@@ -35,6 +36,7 @@ __all__ = [
     "HTTPError",
     "ListenError",
     "NoInstanceError",
+    "RedisAway",
     "RouteError",
 ]
 
@@ -161,3 +163,12 @@ class DatabaseBusy(HTTPError):
 
     def __init__(self, message: str = "the database is busy, try again") -> None:
         super().__init__(503, message, code="DATABASE_BUSY", headers={"Retry-After": "1"})
+
+
+class RedisAway(HTTPError):
+    """503: Redis is away, or did not answer in time; few let a client see it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503, "Redis is away, try again", code="REDIS_AWAY", headers={"Retry-After": "1"}
+        )

@@ -42,8 +42,8 @@ from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.routing import Priority
 from fluxor_fast.server import batch, running
 from tests.support.seeds import examples
-from tests.support.turns import Clock
-from tests.support.workers import Client, Worker, figures
+from tests.support.turns import Clock, figures
+from tests.support.workers import Client, Worker
 
 LONG = os.environ.get("PROVE") == "long"
 BURN = 0.001  # seconds that a synchronous handler takes

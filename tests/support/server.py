@@ -116,7 +116,8 @@ class LiveServer:
             name: value
             for name, value in os.environ.items()
             if not name.startswith("FLUXOR_")
-            and name not in ("PORT", "DB_HOST", "DATABASE_URL", "JWT_SECRET", "CONFIG_PATH")
+            and name
+            not in ("PORT", "DB_HOST", "DATABASE_URL", "REDIS_URL", "JWT_SECRET", "CONFIG_PATH")
         }
         arguments = [app] if app else []
         self.process = subprocess.Popen(
@@ -135,7 +136,12 @@ class LiveServer:
         self._reader.start()
         self.port = 0
         if wait:
-            self.port = eventually(self._announced, f"announced\n{self.log}", 30)
+            try:
+                self.port = eventually(self._announced, "announced", 30)
+            except BaseException:
+                self._end()
+                print(self.log)
+                raise
 
     def _drain(self) -> None:
         assert self.process.stderr is not None
@@ -173,6 +179,9 @@ class LiveServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
             try:

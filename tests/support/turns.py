@@ -55,8 +55,22 @@ class HandLoop:
             call()
 
 
-class Transport:
-    """Records what is written; ``on_close`` is told of the end."""
+class Mute:
+    """Of a transport, what a protocol asks and nobody here looks at."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, name: str) -> Any:
+        return None
+
+
+class Transport(Mute):
+    """Records what is written."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -76,16 +90,6 @@ class Transport:
         return True
 
     def write_eof(self) -> None: ...
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def get_extra_info(self, name: str) -> Any:
-        return None
 
     @property
     def statuses(self) -> list[int]:
@@ -123,14 +127,7 @@ class Bench:
         return protocol
 
     def figures(self) -> dict[str, int]:
-        region = self.memory.region(0)
-        return {
-            "offered": region[Word.OFFERED],
-            "accepted": region[Word.ACCEPTED],
-            "completed": region[Word.COMPLETED],
-            "aborted": region[Word.ABORTED],
-            "shed": sum(region[Word.SHED + at] for at in range(len(SHED_REASONS))),
-        }
+        return figures(self.memory.region(0).tolist())
 
     def shed(self, reason: str) -> int:
         return self.memory.region(0)[Word.SHED + SHED_REASONS.index(reason)]
@@ -156,6 +153,14 @@ class Bench:
         region = self.memory.region(0)
         observed = sum(region[Word.BUCKETS + at] for at in range(len(BOUNDS) + 1))
         assert observed == f["completed"]
+
+
+def figures(region: list[int]) -> dict[str, int]:
+    """Return the counters of a region by name, and the sum of the refusals as ``shed``."""
+    names = ("OFFERED", "ACCEPTED", "COMPLETED", "ABORTED", "LOST")
+    found = {name.lower(): region[Word[name]] for name in names}
+    found["shed"] = sum(region[Word.SHED : Word.SHED + len(SHED_REASONS)])
+    return found
 
 
 def burning_app(clock: Clock, seconds: float = 0.001) -> tuple[App, list[str]]:

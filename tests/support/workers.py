@@ -10,17 +10,17 @@ import re
 from typing import Any
 
 from fluxor_fast import App
-from fluxor_fast.arbiter.shared import REGION, SHED_REASONS, SharedMemory, Word
+from fluxor_fast.arbiter.shared import REGION, SharedMemory
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.batch import BatchRunner
 from fluxor_fast.server.common import Service
 from fluxor_fast.server.counters import Counters
 from fluxor_fast.server.protocol import HttpProtocol
 from tests.support.inprocess import head, make_runner, make_service
-from tests.support.turns import HandLoop
+from tests.support.turns import HandLoop, Mute, figures
 
 
-class Client:
+class Client(Mute):
     """A connection as its client sees it; a *slow* one does not take in large answers."""
 
     def __init__(self, service: Service, slow: bool = False) -> None:
@@ -60,16 +60,6 @@ class Client:
         raise AssertionError("no connection is closed by the server here")
 
     abort = close
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def get_extra_info(self, name: str) -> Any:
-        return None
 
 
 class Worker:
@@ -115,11 +105,3 @@ class Worker:
             connection.closed = True
         for task in runner._tasks:
             task.cancel()
-
-
-def figures(region: list[int]) -> dict[str, int]:
-    """Return the counters of a region by name, and the sum of the refusals as ``shed``."""
-    names = ("OFFERED", "ACCEPTED", "COMPLETED", "ABORTED", "LOST")
-    found = {name.lower(): region[Word[name]] for name in names}
-    found["shed"] = sum(region[Word.SHED : Word.SHED + len(SHED_REASONS)])
-    return found

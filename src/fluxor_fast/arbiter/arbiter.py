@@ -462,17 +462,24 @@ class Arbiter:
         """Return how the instance is, for who asks at the control socket."""
         successor, old = self._successor, self._inherited
         return Condition(
-            "draining" if self._stopping else "serving" if self._serving else "starting",
+            self._state,
             self._status(),
             None if successor is None else (successor.pid, successor.look()),
             None if old is None else old.pid,
         )
 
+    @property
+    def _state(self) -> str:
+        if self._stopping:
+            return "draining"
+        return "serving" if self._serving else "starting"
+
     def _status(self) -> str:
         """Return one line for ``systemctl status``."""
-        word = "draining" if self._stopping else "starting" if not self._serving else ""
+        state = self._state
+        words = self._vacancies.word() if state == "serving" else state
         return (
-            f"{word or self._vacancies.word()}, {sum(self._memory.connections)} connections,"
+            f"{words}, {sum(self._memory.connections)} connections,"
             f" {sum(self._memory.permits)} requests in the system"
         )
 

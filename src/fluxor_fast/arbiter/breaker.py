@@ -20,11 +20,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["Backoff", "Breaker"]
+__all__ = ["RETRY_SECONDS", "Backoff", "Breaker"]
 
 OPENS_AFTER: Final = 6
 """Early deaths in a row: with the delays before them that is after about 2 s and six starts."""
 RETRY_SECONDS: Final = 10.0
+"""Between two tries of what is not likely to go well."""
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from fluxor_fast.arbiter.sockets import SocketFile, bind_unix
 
@@ -52,6 +52,7 @@ Answer = dict[str, object]
 Later = Callable[[], Answer | None]
 """The answer when there is one, until then None; it must come to an end by itself."""
 Handle = Callable[[Answer], Answer | Later]
+T = TypeVar("T")
 
 
 class Refusal(Exception):
@@ -83,6 +84,17 @@ def peer_uid(sock: socket.socket) -> int:
     """Return the user at the other end of a Unix socket."""
     _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return int(uid)
+
+
+def _attempt(act: Callable[[], T]) -> T | Answer:
+    """Return what ``act`` does, or how it failed (rule 4)."""
+    try:
+        return act()
+    except Refusal as refusal:
+        return refusal.answer
+    except Exception:
+        log.exception("a control command failed")
+        return Refusal("FAILED", "the command failed; the log tells why").answer
 
 
 @dataclass(slots=True, eq=False)
@@ -252,26 +264,19 @@ class Control:
             self._drop(client)
 
     def _ask(self, client: _Client, line: bytes) -> None:
-        try:
-            if len(line) > MOST_LINE:
-                raise Refusal("TOO_LONG", f"a request has {MOST_LINE} bytes at most")
-            answer = self._handle(parse(line))
-        except Refusal as refusal:
-            answer = refusal.answer
-        except Exception:
-            log.exception("a control command failed")
-            answer = Refusal("FAILED", "the command failed; the log tells why").answer
+        answer = _attempt(lambda: self._obey(line))
         if callable(answer):
             client.later = answer
         else:
             self._answer(client, answer)
 
+    def _obey(self, line: bytes) -> Answer | Later:
+        if len(line) > MOST_LINE:
+            raise Refusal("TOO_LONG", f"a request has {MOST_LINE} bytes at most")
+        return self._handle(parse(line))
+
     def _look(self, client: _Client, later: Later) -> None:
-        try:
-            answer = later()
-        except Exception:
-            log.exception("a control command failed")
-            answer = Refusal("FAILED", "the command failed; the log tells why").answer
+        answer = _attempt(later)
         if answer is not None:
             client.later = None
             client.due = self._clock() + CLIENT_SECONDS

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+from fluxor_fast.arbiter.cgroup import own_groups
 from fluxor_fast.errors import AppImportError, BootError, ConfigError
 
 __all__ = ["OutOfMemoryKills", "ending"]
@@ -50,7 +51,14 @@ class OutOfMemoryKills:
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
-        self._files = [*_control_group(root), root / "proc/vmstat"]
+        groups = own_groups(root, "memory")
+        self._files = [
+            *(
+                one.folder / ("memory.events" if one.unified else "memory.oom_control")
+                for one in groups
+            ),
+            root / "proc/vmstat",
+        ]
         self._before = self._count()
 
     def rose(self) -> bool:
@@ -68,20 +76,3 @@ class OutOfMemoryKills:
                 if pair[0] == "oom_kill":
                     return int(pair[1])
         return 0
-
-
-def _control_group(root: Path) -> list[Path]:
-    """Return the files of our control group that have the count, in version 2 and 1."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        group = path.strip("/")
-        if not controllers:
-            found.append(root / "sys/fs/cgroup" / group / "memory.events")
-        elif controllers == "memory":
-            found.append(root / "sys/fs/cgroup/memory" / group / "memory.oom_control")
-    return found

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fluxor_fast.arbiter.cgroup import own_groups
 from fluxor_fast.arbiter.sockets import descriptor_shortage
 from fluxor_fast.config import Settings
 
@@ -61,20 +62,9 @@ def _number(file: Path) -> int | None:
 
 def _group(root: Path, name: str, controller: str, old_name: str) -> int | None:
     """Return the least limit of this process's control group and those above it (cgroups(7))."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
     limits = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            base, file = root / "sys/fs/cgroup", name
-        elif controller in controllers.split(","):
-            base, file = root / "sys/fs/cgroup" / controller, old_name
-        else:
-            continue
-        place = base / path.strip("/")
+    for base, place, unified in own_groups(root, controller):
+        file = name if unified else old_name
         # in a container the path may be that of the host, and its own group is at the root
         folders = [one for one in (place, *place.parents) if one.is_relative_to(base)]
         limits += [_number(folder / file) for folder in folders]

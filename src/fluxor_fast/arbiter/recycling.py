@@ -39,9 +39,7 @@ class Recycling:
         ready = len(workers) == self._replacing.seats and all(
             self._crew.state(index) == State.READY for index in workers
         )
-        due = next_due(
-            ((index, self._over(index, now)) for index in workers if ready), all_ready=ready
-        )
+        due = next_due(((index, self._over(index, now)) for index in workers), all_ready=ready)
         if due is not None:
             index, reason = due
             worker = workers[index]

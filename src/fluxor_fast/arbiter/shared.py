@@ -24,14 +24,16 @@ Layout, in words::
     regions      one region per worker index
     clients      one row of CLIENTS buckets per worker index: connections by client address
                  (see ``server.clients``); a page that nobody counts in takes no memory
+    generations  GENERATIONS words by which caches outdate what they hold (see ``cache.memory``);
+                 any worker counts them on, and takes a lock of the kernel's for it
     accounts     entries of rate limits, two words per worker index in each and one more
                  (see ``limits.table``); likewise
 
 Rules:
 
-1. One writer per word: the worker of that index; the arbiter only before it forks that worker
-   or after it has reaped it. The header, the owners and the base region are the arbiter's, and
-   during an upgrade there are two: they take turns by a lock of the kernel's.
+1. One writer per word, but for the generations: the worker of that index; the arbiter only before
+   it forks that worker or after it has reaped it. The header, the owners and the base region are
+   the arbiter's, and during an upgrade there are two: they take turns by a lock of the kernel's.
 2. Counters only grow while their worker lives. When it is reaped they are *folded*: added to
    the base and set to zero, within an odd-even sequence (a seqlock), so that a reader never
    sees a total go back or count twice.
@@ -59,6 +61,7 @@ from typing import Final
 
 __all__ = [
     "BOUNDS",
+    "CACHE_RESULTS",
     "LAYOUT_VERSION",
     "PROXY_REFUSALS",
     "SHED_REASONS",
@@ -67,7 +70,7 @@ __all__ = [
     "Word",
 ]
 
-LAYOUT_VERSION: Final = 6
+LAYOUT_VERSION: Final = 7
 _MAGIC: Final = 0x464C55584F52_4641  # "FLUXORFA"
 _HEADER: Final = 16
 _FOLD: Final = 3
@@ -75,7 +78,8 @@ _LIMIT: Final = 5
 _KEY: Final = 6
 _LEVEL: Final = 8
 _ACCOUNTS: Final = 9
-_ARBITERS, _ROUTES = 1 << 16, (1 << 16) + 1  # bytes of the file that are locked; limits are below
+# bytes of the file that are locked; limits are below
+_ARBITERS, _ROUTES, _GENERATIONS = (1 << 16) + 0, (1 << 16) + 1, (1 << 16) + 2
 
 LOOK_SECONDS: Final = 0.25
 """How often the arbiter looks when it adapts the limit; the histogram must be fresh by then."""
@@ -83,6 +87,9 @@ ROUTES: Final = 64
 """Most routes with a limit of their own."""
 CLIENTS: Final = 8192
 """Buckets in which a worker counts its clients' connections: 64 KiB of memory."""
+
+GENERATIONS: Final = 4096
+"""Words by which caches outdate: outdating a key outdates one entry in as many besides it."""
 
 SHED_REASONS: Final = (
     "capacity",
@@ -98,6 +105,9 @@ SHED_REASONS: Final = (
 
 PROXY_REFUSALS: Final = ("untrusted", "malformed", "cut_off", "timeout")
 """Why a connection was closed for want of a PROXY header, in the order of their words."""
+
+CACHE_RESULTS: Final = ("memory", "redis", "waited", "computed", "evicted")
+"""What became of calls of cached functions, and entries that left for want of room; by words."""
 
 BOUNDS: Final = tuple(
     round(step * 10.0**decade, 9) for decade in range(-5, 2) for step in (1, 1.5, 2, 3, 5, 7.5)
@@ -124,19 +134,22 @@ class Word(IntEnum):
     DB_SIZE = 3
     DB_AVAILABLE = 4
     DB_WAITING = 5
-    ROUTES = 6  # one bit for each row of routes that this worker uses
+    CACHE_ENTRIES = 6
+    CACHE_BYTES = 7
+    ROUTES = 8  # one bit for each row of routes that this worker uses
     # requests: offered = accepted + Σ shed + waiting;
     # accepted = completed + aborted + in flight + lost in a crash
-    OFFERED = 7
-    ACCEPTED = 8
-    COMPLETED = 9
-    ABORTED = 10
-    LOST = 11
-    SHED = 12  # one word per reason
+    OFFERED = 9
+    ACCEPTED = 10
+    COMPLETED = 11
+    ABORTED = 12
+    LOST = 13
+    SHED = 14  # one word per reason
     RESPONSES = SHED + len(SHED_REASONS)  # one word per status class, 1xx to 5xx
     DURATION_US = RESPONSES + 5  # sum of the durations, microseconds
     PROXY = DURATION_US + 1  # connections closed for want of a PROXY header, a word per reason
-    BUCKETS = PROXY + len(PROXY_REFUSALS)  # one word per bound, and one for what is beyond
+    CACHE = PROXY + len(PROXY_REFUSALS)  # what became of calls of cached functions, a word per kind
+    BUCKETS = CACHE + len(CACHE_RESULTS)  # one word per bound, and one for what is beyond
 
 
 _COUNTERS: Final = int(Word.OFFERED)
@@ -193,7 +206,8 @@ class SharedMemory:
         rows = 5 + ROUTES
         self._base = _HEADER + rows * row + ROUTES
         clients = self._base + (workers + 1) * REGION
-        account = clients + workers * CLIENTS
+        generations = clients + workers * CLIENTS
+        account = generations + GENERATIONS
         size = 8 * (account + accounts * ((2 * workers + 8) // 8 * 8))
         if os.fstat(fd).st_size != size:  # a new one; all of it is zero
             os.ftruncate(fd, size)
@@ -207,7 +221,8 @@ class SharedMemory:
         self._route_keys = self._words[self._base - ROUTES : self._base]
         self.limit = self._words[_LIMIT : _LIMIT + 1]
         self.level = self._words[_LEVEL : _LEVEL + 1]
-        self.clients = self._words[clients:account]
+        self.clients = self._words[clients:generations]
+        self.generations = self._words[generations:account]
         self.accounts = self._words[account:]
 
     @contextmanager
@@ -253,6 +268,11 @@ class SharedMemory:
                 rows.append(row)
             self.region(index)[Word.ROUTES] = sum(1 << row for row in rows)
         return rows
+
+    def outdate(self, at: int) -> None:
+        """Count the generation ``at`` on; two at the same time count twice."""
+        with self._alone(_GENERATIONS):
+            self.generations[at] += 1
 
     def region(self, index: int) -> memoryview[int]:
         """Return the words of worker ``index``, by ``Word``."""

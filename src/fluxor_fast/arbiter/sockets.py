@@ -25,6 +25,7 @@ import resource
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 from fluxor_fast.errors import ListenError
 
@@ -74,13 +75,9 @@ def bind_listeners(
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             port = probe.getsockname()[1]
-        for _ in range(1 if shared else count):
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            listeners.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind((address[0], port, *address[2:]))
-            listener.setblocking(False)
+        own = (address[0], port, *address[2:])
+        while len(listeners) < (1 if shared else count):
+            listeners.append(_bound(family, own))
         while len(listeners) < count:
             listeners.append(listeners[0].dup())
     except OSError as error:
@@ -96,17 +93,24 @@ def another(listener: socket.socket) -> socket.socket:
 
     :raises ListenError: naming the address and why it cannot be had.
     """
-    address = listener.getsockname()
-    made = socket.socket(listener.family, socket.SOCK_STREAM)
+    try:
+        return _bound(listener.family, listener.getsockname())
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ListenError(f"cannot listen on {place_of(listener)} again: {reason}") from error
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket at ``address``, which others of this user may share."""
+    made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.bind(address)
         made.setblocking(False)
-    except OSError as error:
+    except OSError:
         made.close()
-        reason = os.strerror(error.errno or 0)
-        raise ListenError(f"cannot listen on {place_of(listener)} again: {reason}") from error
+        raise
     return made
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -27,6 +26,8 @@ from urllib.parse import quote
 from fluxor_fast.asgi.exchange import Message, Scope
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import ClientDisconnected, HTTPError
+from fluxor_fast.http.failure import failure
+from fluxor_fast.http.grammar import is_length, is_request_id
 from fluxor_fast.http.request import CHUNKED, BothEnds, Head, Request, StreamedRequest, Watcher
 from fluxor_fast.http.response import Response, error_response, to_response
 from fluxor_fast.http.streaming import BodySender
@@ -42,8 +43,6 @@ Send = Callable[[Message], Awaitable[None]]
 
 log = logging.getLogger("fluxor_fast.asgi")
 
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}").fullmatch
-_LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
 UNESCAPED = "/:@!$&'()*+,;=~"  # in a path (RFC 3986, section 3.3)
 
 
@@ -108,13 +107,10 @@ class AsgiAdapter:
             return
         except HTTPError as error:
             response = error_response(error)
-        except Exception:
+        except Exception as error:
             if out.begun:
                 raise
-            log.exception("%s %s failed (request id %s)", scope["method"], scope["path"], rid)
-            response = error_response(
-                HTTPError(500, "the request failed; see the server's log under its X-Request-ID")
-            )
+            response = failure(log, scope["method"], scope["path"], rid.decode("latin-1"), error)
         await out.whole(response, rid)
 
     def _head(self, scope: Scope) -> Head:
@@ -128,9 +124,9 @@ class AsgiAdapter:
         length, request_id = CHUNKED, None
         headers = tuple((bytes(name), bytes(value)) for name, value in scope["headers"])
         for name, value in headers:
-            if name == b"content-length" and _LENGTH(value):
+            if name == b"content-length" and is_length(value):
                 length = int(value)
-            elif name == b"x-request-id" and _REQUEST_ID(value):
+            elif name == b"x-request-id" and is_request_id(value):
                 request_id = value
         method = scope["method"]
         route, params = self._router.match(method, path)

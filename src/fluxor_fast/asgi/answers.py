@@ -19,15 +19,14 @@ import re
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final, NamedTuple
 
+from fluxor_fast.http.grammar import BAD_VALUE, TOKEN, is_length, is_request_id
 from fluxor_fast.http.response import Response, status_line
 from fluxor_fast.http.streaming import BodySender, BodyWriter
 
 __all__ = ["AsgiResponse", "AsgiStream", "Fields", "fields_of"]
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
-_LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}").fullmatch
+_TOKEN = re.compile(TOKEN.encode()).fullmatch
+_BAD_VALUE = re.compile(BAD_VALUE.encode()).search
 
 REMEMBERED: Final = 256  # lists of fields; when there are more all are forgotten
 LONGEST: Final = 2048  # bytes of one that is remembered
@@ -77,12 +76,12 @@ def _read(headers: tuple[Any, ...]) -> tuple[Fields, bool]:
             raise ValueError(f"not a header that an answer may have: {name!r}: {value!r}")
         lower = name.lower()
         if lower == b"content-length":
-            if not _LENGTH(value) or length not in (None, int(value)):
+            if not is_length(value) or length not in (None, int(value)):
                 raise ValueError(f"not a length of a body: {value!r}")
             length = int(value)
         elif lower == b"connection":
             closes = closes or b"close" in value.lower()
-        elif lower == b"x-request-id" and _REQUEST_ID(value):
+        elif lower == b"x-request-id" and is_request_id(value):
             request_id = bytes(value)
         elif lower not in (b"transfer-encoding", b"date"):
             cookie = cookie or lower == b"set-cookie"

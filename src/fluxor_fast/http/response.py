@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import orjson
 
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.grammar import BAD_VALUE, TOKEN
 
 __all__ = [
     "JSON",
@@ -37,14 +38,15 @@ __all__ = [
     "header_line",
     "status_line",
     "to_response",
+    "without",
 ]
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_TOKEN = re.compile(TOKEN)
+_BAD_VALUE = re.compile(BAD_VALUE)
 _OWNED = {"content-length", "transfer-encoding", "connection", "date"}
 
 _STATUS_LINES = {
@@ -80,6 +82,15 @@ def header_line(name: str, value: str) -> bytes:
     if not _is_name(name) or (not plain and _BAD_VALUE.search(value)):
         raise ValueError(f"not a header that a handler may set: {name!r}: {value!r}")
     return f"{name}: {value}\r\n".encode("latin-1")
+
+
+def without(lines: bytes, names: Iterable[str]) -> bytes:
+    """Return ready header lines but for those named; ``Vary`` stays, as two of it are one list."""
+    dropped = {name.lower().encode("latin-1") for name in names} - {b"vary"}
+    if not dropped:
+        return lines
+    kept = lines.splitlines(keepends=True)
+    return b"".join(line for line in kept if line.partition(b":")[0].lower() not in dropped)
 
 
 class Response:

@@ -39,6 +39,7 @@ import orjson
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
+from fluxor_fast.observability.redaction import code_of
 from fluxor_fast.routing import Call, Kind, Route
 
 __all__ = ["AccessLog"]
@@ -65,11 +66,7 @@ def _times(clock: Callable[[], float]) -> Callable[[], str]:
 
 def _word(text: str) -> str:
     """Return ``text`` as one word of visible ASCII."""
-    return "".join(one if "!" <= one <= "~" else _code(one) for one in text) or "-"
-
-
-def _code(one: str) -> str:
-    return f"\\x{ord(one):02x}" if ord(one) < 256 else f"\\u{ord(one):04x}"
+    return "".join(one if "!" <= one <= "~" else code_of(one) for one in text) or "-"
 
 
 def _console(clock: Callable[[], float]) -> Format:
@@ -110,10 +107,12 @@ def _json(clock: Callable[[], float]) -> Format:
 
 
 def _status(value: Any) -> int:
-    """Return the status that the answer will have (see ``http.response.to_response``)."""
+    """Return the status of the answer for what was returned (``to_response``), or raised."""
     kind = type(value)
     if kind is dict or kind is str:
         return 200
+    if isinstance(value, BaseException):
+        return value.status if isinstance(value, HTTPError) else 500
     if isinstance(value, Response):
         return value.status
     if kind is tuple and value and type(value[0]) is int:
@@ -154,17 +153,10 @@ class AccessLog:
         write, line, sample, chance = self._write, self._line, self._sample, self._chance
         partly = sample < 1.0
 
-        def done(request: Request, value: Any) -> None:
-            status = 200 if type(value) is dict else _status(value)
-            if partly and status < 500 and chance() >= sample:
-                return
-            write(line(request, status))
-
-        def failed(request: Request, error: BaseException) -> None:
-            status = error.status if isinstance(error, HTTPError) else 500
-            if partly and status < 500 and chance() >= sample:
-                return
-            write(line(request, status))
+        def note(request: Request, outcome: Any) -> None:
+            status = 200 if type(outcome) is dict else _status(outcome)
+            if not partly or status >= 500 or chance() < sample:
+                write(line(request, status))
 
         if kind is Kind.ASYNC:
 
@@ -172,9 +164,9 @@ class AccessLog:
                 try:
                     value = await call(request)
                 except BaseException as error:
-                    failed(request, error)
+                    note(request, error)
                     raise
-                done(request, value)
+                note(request, value)
                 return value
 
             return logged_async
@@ -183,9 +175,9 @@ class AccessLog:
             try:
                 value = call(request)
             except BaseException as error:
-                failed(request, error)
+                note(request, error)
                 raise
-            done(request, value)
+            note(request, value)
             return value
 
         return logged

@@ -37,6 +37,7 @@ from importlib import import_module
 from typing import Any, ClassVar, Final, Protocol
 
 from fluxor_fast.composition import Layer
+from fluxor_fast.http.grammar import TOKEN
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import JSON, Response, encode_value, to_response
 from fluxor_fast.http.streaming import StreamingResponse, close_iterator
@@ -63,14 +64,13 @@ _TYPES = re.compile(
     re.IGNORECASE,
 )
 _MEMBER = re.compile(
-    r"[ \t]*(?P<coding>[!#$%&'*+\-.^_`|~0-9A-Za-z]+)[ \t]*"
+    rf"[ \t]*(?P<coding>{TOKEN})[ \t]*"
     r"(?:;[ \t]*[qQ]=(?P<weight>0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[ \t]*)?"
 )
 
 
-_of_thread = (
-    threading.local()
-)  # a zstd compressor is dear to make, and no two threads may share one
+# a zstd compressor is dear to make, and no two threads may share one
+_of_thread = threading.local()
 
 
 def _gzip(body: bytes) -> bytes:

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from fluxor_fast.composition import Layer
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.origins import read_origin
 from fluxor_fast.http.request import Head, Request
 from fluxor_fast.http.response import Response, header_line
 
@@ -42,10 +43,6 @@ PREFLIGHT_VARY: Final = "Origin, Access-Control-Request-Method, Access-Control-R
 MOST_ASKED: Final = 4096
 """Characters of ``Access-Control-Request-Headers`` that are looked at."""
 
-_ORIGIN = re.compile(
-    r"[a-z][a-z0-9+.-]*://"
-    r"(?P<wild>\*\.)?(?P<host>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
-)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
 
 
@@ -82,8 +79,13 @@ class CORS(Layer):
             raise ValueError("CORS: * and credentials exclude each other; name the origins")
         self._exact: set[str] = set()
         wild: list[str] = []
-        for origin in origins if not self._all else ():
-            self._allow(origin.lower(), wild)
+        for text in origins if not self._all else ():
+            origin, is_wild = read_origin(text)
+            if is_wild:
+                before, after = origin.split("*.")
+                wild.append(rf"{re.escape(before)}(?:[a-z0-9_-]+\.)+{re.escape(after)}")
+            else:
+                self._exact.add(origin)
         self._wild = re.compile("|".join(wild)) if wild else None
         self._methods = frozenset(methods)
         self._any_header = headers == "*"
@@ -102,20 +104,6 @@ class CORS(Layer):
             + header_line("Access-Control-Max-Age", str(max_age))
         )
         self._allow_headers = ", ".join(headers)
-
-    def _allow(self, origin: str, wild: list[str]) -> None:
-        match = _ORIGIN.fullmatch(origin)
-        if match is None:
-            raise ValueError(
-                f"CORS: an origin is scheme://host or scheme://host:port, not {origin!r}"
-            )
-        if match["wild"] is None:
-            self._exact.add(origin)
-        elif "." not in match["host"]:
-            raise ValueError(f"CORS: {origin!r} would allow what belongs to anyone")
-        else:
-            before, after = origin.split("*.")
-            wild.append(rf"{re.escape(before)}(?:[a-z0-9_-]+\.)+{re.escape(after)}")
 
     def _allowed(self, origin: str) -> bool:
         if self._all:

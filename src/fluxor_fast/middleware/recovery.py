@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 from fluxor_fast.composition import Layer
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.failure import failure
 from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import error_response
 from fluxor_fast.routing import Call, Kind, Route
 
 __all__ = ["Recovery"]
@@ -70,18 +70,10 @@ class Recovery(Layer):
         return recovered
 
     def _answer(self, request: Request, error: Exception) -> Any:
-        log.error(
-            "%s %s failed (request id %s)",
-            request.method,
-            request.path,
-            request.id,
-            exc_info=error,
-        )
+        response = failure(log, request.method, request.path, request.id, error)
         if self._report is not None:
             try:
                 self._report(request, error)
             except Exception:
                 log.exception("the error of request id %s could not be reported", request.id)
-        return error_response(
-            HTTPError(500, "the request failed; see the server's log under its X-Request-ID")
-        )
+        return response

@@ -22,13 +22,13 @@ from typing import Any, ClassVar, Final
 
 from fluxor_fast.composition import Layer
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.origins import read_host
 from fluxor_fast.http.request import Request
 from fluxor_fast.routing import Call, Priority, Route
 
 __all__ = ["TrustedHosts"]
 
 MOST_KNOWN: Final = 256
-_PATTERN = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")
 _PORT = re.compile(r":[0-9]*$")
 
 
@@ -43,10 +43,7 @@ class TrustedHosts(Layer):
     on_path: ClassVar[bool] = True
 
     def __init__(self, hosts: Sequence[str]) -> None:
-        names = [host.lower() for host in hosts]
-        for name in names:
-            if not _PATTERN.fullmatch(name):
-                raise ValueError(f"a host is a name, *.name or an address, not {name!r}")
+        names = [read_host(host) for host in hosts]
         self._exact = frozenset(name for name in names if not name.startswith("*"))
         self._suffixes = tuple(name[1:] for name in names if name.startswith("*"))
         self._known: set[str] = set()  # as they came; bounded, as ports and capitals vary

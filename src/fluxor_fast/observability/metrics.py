@@ -8,7 +8,7 @@ decides nothing and disturbs nobody.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from fluxor_fast.arbiter.shared import (
     BOUNDS,
+    CACHE_RESULTS,
     PROXY_REFUSALS,
     SHED_REASONS,
     SharedMemory,
@@ -50,6 +51,8 @@ class Snapshot:
     max_connections: int
     workers: int
     """Workers that are ready."""
+    failing: int
+    """Workers that there should be, and that crash-loop instead (see ``arbiter.breaker``)."""
     ccu: int
     """Requests in the system: running and waiting."""
     running: int
@@ -67,6 +70,9 @@ class Snapshot:
     """Answers by status class, ``1xx`` to ``5xx``."""
     database: dict[str, int]
     """Pool connections: ``size``, ``available``, and requests ``waiting`` for one."""
+    cache: dict[str, int]
+    """Calls of cached functions by what became of them (``CACHE_RESULTS``), ``entries``, ``bytes``.
+    """
 
     @property
     def rejected(self) -> int:
@@ -135,7 +141,8 @@ class InstanceMetrics(Collector):
             slots=capacity.slots,
             max_queue=capacity.max_queue,
             max_connections=capacity.max_connections,
-            workers=len(self._ready()),
+            workers=len(self._pids(State.READY)),
+            failing=len(self._pids(State.FAILING)),
             ccu=ccu,
             running=running,
             queued=ccu - running,
@@ -152,6 +159,11 @@ class InstanceMetrics(Collector):
                 "available": totals[Word.DB_AVAILABLE],
                 "waiting": totals[Word.DB_WAITING],
             },
+            cache={
+                **{kind: totals[Word.CACHE + at] for at, kind in enumerate(CACHE_RESULTS)},
+                "entries": totals[Word.CACHE_ENTRIES],
+                "bytes": totals[Word.CACHE_BYTES],
+            },
         )
 
     def publish_pool(self, size: int, available: int, waiting: int) -> None:
@@ -161,13 +173,21 @@ class InstanceMetrics(Collector):
             self._own[Word.DB_AVAILABLE] = available
             self._own[Word.DB_WAITING] = waiting
 
+    def publish_cache(self, results: Sequence[int], entries: int, size: int) -> None:
+        """Publish what this worker's cache has done (by ``CACHE_RESULTS``), and holds in bytes."""
+        if self._own is not None:
+            for at, count in enumerate(results):
+                self._own[Word.CACHE + at] = count
+            self._own[Word.CACHE_ENTRIES] = entries
+            self._own[Word.CACHE_BYTES] = size
+
     def prometheus(self) -> bytes:
         """Return all figures as Prometheus text."""
         return generate_latest(self._registry)
 
-    def _ready(self) -> list[int]:
+    def _pids(self, state: State) -> list[int]:
         regions = (self._memory.region(index) for index in range(self._memory.workers))
-        return [region[Word.PID] for region in regions if region[Word.STATE] == State.READY]
+        return [region[Word.PID] for region in regions if region[Word.STATE] == state]
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families; called by ``prometheus_client``."""
@@ -201,6 +221,18 @@ class InstanceMetrics(Collector):
         for stage in ("offered", "accepted", "completed", "aborted", "lost"):
             flow.add_metric([stage], getattr(now, stage))
         yield flow
+        hits = CounterMetricFamily(
+            "cache_hits", "Calls of cached functions that computed nothing.", labels=["tier"]
+        )
+        for tier in ("memory", "redis", "waited"):
+            hits.add_metric([tier], now.cache[tier])
+        yield hits
+        yield CounterMetricFamily(
+            "cache_misses", "Calls of cached functions that computed.", value=now.cache["computed"]
+        )
+        yield CounterMetricFamily(
+            "cache_evictions", "Entries dropped for want of room.", value=now.cache["evicted"]
+        )
         yield self._durations(totals)
 
         for name, text, value in (
@@ -214,15 +246,18 @@ class InstanceMetrics(Collector):
             ("worker_pool_active_count", "Requests that hold a slot.", now.running),
             ("http_connections", "Open connections.", now.connections),
             ("workers_ready", "Workers that are ready.", now.workers),
+            ("workers_failing", "Workers that crash-loop; 0 while one is tried.", now.failing),
             ("database_connections", "Connections of the pools.", now.database["size"]),
             ("database_connections_active", "Connections in use.",
              now.database["size"] - now.database["available"]),
+            ("cache_entries", "Entries of all workers' caches.", now.cache["entries"]),
+            ("cache_bytes", "Bytes of all workers' caches.", now.cache["bytes"]),
             ("database_waiting", "Requests waiting for a connection.",
              now.database["waiting"]),
         ):  # fmt: skip
             yield GaugeMetricFamily(name, text, value=value)
 
-        cpu, memory = _usage(self._ready())
+        cpu, memory = _usage(self._pids(State.READY))
         yield CounterMetricFamily(
             "process_cpu_seconds", "CPU of the workers that are ready.", value=cpu
         )

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-__all__ = ["MASK", "escape", "scrubber", "sensitive"]
+__all__ = ["MASK", "code_of", "escape", "scrubber", "sensitive"]
 
 MASK = "********"
 SHORTEST = 6
@@ -30,16 +30,21 @@ _UNSAFE = re.compile(
 )
 
 
-def _code(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return {9: r"\t", 10: r"\n", 13: r"\r"}.get(
-        code, f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-    )
+_SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
+
+
+def code_of(one: str) -> str:
+    """Return what a character is written as that cannot stand as it is: ``\\x1b``, ``\\u202e``."""
+    return f"\\x{ord(one):02x}" if ord(one) < 256 else f"\\u{ord(one):04x}"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return _SHORT.get(match[0]) or code_of(match[0])
 
 
 def escape(text: str) -> str:
     """Return ``text`` as rule 1 has it."""
-    return _UNSAFE.sub(_code, text)
+    return _UNSAFE.sub(_escaped, text)
 
 
 _FIELDS = "(?:proxy-)?authorization|(?:set-)?cookie|x-api-key|x-auth-token"

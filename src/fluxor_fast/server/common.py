@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
 
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.batch import BatchRunner
-from fluxor_fast.server.clients import ClientLimit
+from fluxor_fast.server.bodies import Bodies
+from fluxor_fast.server.clients import ClientLimit, Place
 from fluxor_fast.server.forwarded import Proxies
 from fluxor_fast.server.heads import HeadCache
 
@@ -77,9 +78,24 @@ class Service:
     """None: a client may have any number of connections."""
     keep_alive_requests: int = 0
     """Requests on a connection; 0: any number."""
+    bodies: Bodies = field(default_factory=Bodies)
 
     def take_place(self) -> bool:
         """Count one connection more, if there is room; who calls this puts it among ``open``."""
         return len(self.open) < self.room and bool(
             self.connections.acquire(1, self.max_connections)
         )
+
+    def leave(self, one: Open, client: Place = ()) -> bool:
+        """Give back the place of ``one``, and that among its client's; return whether it had one.
+
+        A second time does nothing, nor does it for one that has handed its place over.
+        """
+        if one not in self.open:
+            return False
+        self.open.discard(one)
+        self.connections.release(1)
+        if client:
+            assert self.clients is not None
+            self.clients.release(client)
+        return True

@@ -114,17 +114,6 @@ class Connection(asyncio.Protocol):
         self.transport.write(self.runner.refuse_connection(reason))
         self.transport.close()
 
-    def _give_place_back(self) -> bool:
-        """Give back the place of a connection that is lost; return whether it had one."""
-        if self not in self.service.open:
-            return False
-        self.service.open.discard(self)
-        self.service.connections.release(1)
-        if self._client:
-            assert self.service.clients is not None
-            self.service.clients.release(self._client)
-        return True
-
     # the socket
 
     def _pause(self) -> None:
@@ -205,6 +194,11 @@ class Connection(asyncio.Protocol):
         return self.transport.get_extra_info("sslcontext") is not None
 
     @property
+    def _scheme(self) -> str:
+        """What the other end speaks, or what a PROXY header said that its client does."""
+        return "https" if self._tls or self.tls else "http"
+
+    @property
     def client_certificate(self) -> dict[str, Any] | None:
         """The certificate that the other end has shown and proved, if any."""
         return self.transport.get_extra_info("peercert") or None
@@ -222,7 +216,7 @@ class Connection(asyncio.Protocol):
             both = self._both = BothEnds(
                 (self.peer, port),
                 server,
-                "https" if self._tls or self.tls else "http",
+                self._scheme,
                 self.service.proxies.trusts(self.peer),
             )
         return both
@@ -233,8 +227,7 @@ class Connection(asyncio.Protocol):
 
     def scheme_of(self, head: Head) -> str:
         """Scheme that the client used, seen through trusted proxies."""
-        tls = self._tls or self.tls
-        return self.service.proxies.scheme(self.peer, "https" if tls else "http", head)
+        return self.service.proxies.scheme(self.peer, self._scheme, head)
 
     def host_of(self, head: Head) -> str:
         """Host that the client asked for, seen through trusted proxies."""

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final, Literal
 
+from fluxor_fast.http.grammar import TCHAR, TOKEN
 from fluxor_fast.http.request import Head, Headers
 from fluxor_fast.server.addresses import Trust, canonical
 
@@ -46,10 +47,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{
 # only so an element that a proxy has added means the same whatever the client wrote before it.
 # Escapes in quotes could not be read so; none is needed in what counts here. Unquoted, a value may
 # hold what stands in addresses: not all senders put the quotes around them that they should.
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REVERSED = re.compile(
-    rf'[ \t;]*(?:"([^"\\]*)"|([!#$%&\'*+\-.^_`|~0-9A-Za-z:\[\]]+))=({_TOKEN})([ \t;]*)(,|\Z)?'
-).match
+_REVERSED = re.compile(rf'[ \t;]*(?:"([^"\\]*)"|([{TCHAR}:\[\]]+))=({TOKEN})([ \t;]*)(,|\Z)?').match
 
 
 def node(text: str) -> str | None:

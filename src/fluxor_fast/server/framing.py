@@ -10,9 +10,8 @@ Rules kept here (sections of RFC 9112):
    are bounded, must be well formed, and are dropped (7.1.1 and 7.1.2).
 5. After an error nothing more is read as a request.
 6. What is held of a request that is not complete is a head, or a body with no more beside it
-   than the line that is being read: pieces are joined as they come, since an object for each
-   would take a multiple of its bytes. No byte of a body is looked at twice; of a head only its
-   copy grows with what is there (``tests/test_limits.py`` counts).
+   than the line that is being read (see ``pile``). No byte of a body is looked at twice; of a head
+   only its copy grows with what is there (``tests/test_limits.py`` counts).
 7. A request that streams is returned when its head is complete; ``piece`` then gives its body as it
    comes, under the same rules.
 """
@@ -26,6 +25,7 @@ from string import ascii_letters, digits
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import CHUNKED, Head
 from fluxor_fast.server.heads import HeadCache
+from fluxor_fast.server.pile import Pile
 
 __all__ = ["END", "ChunkedDecoder", "Reader"]
 
@@ -49,7 +49,7 @@ class ChunkedDecoder:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._body = bytearray()
+        self._body = Pile()
         self._length = 0
         self._missing = 0  # of the chunk that is being read
         self._stage = "size"  # size → data → end → size …, and trailer after the last size
@@ -69,7 +69,7 @@ class ChunkedDecoder:
             if self._stage == "data":
                 piece = data[at : at + self._missing]
                 if piece:
-                    self._body += piece
+                    self._body.add(piece)
                     at += len(piece)
                     self._missing -= len(piece)
                 if self._missing:
@@ -108,8 +108,7 @@ class ChunkedDecoder:
 
     def taken(self) -> bytes:
         """Return what is decoded and was not taken yet."""
-        body, self._body = self._body, bytearray()
-        return bytes(body)
+        return self._body.take()
 
     @property
     def received(self) -> int:
@@ -146,7 +145,7 @@ class Reader:
         self._at = 0
         self._seen = 0  # up to where a head without its end was looked at, and was right
         self._head: Head | None = None
-        self._body = bytearray()
+        self._body: Pile | None = None  # of a body that has come in part
         self._missing = 0
         self._chunks: ChunkedDecoder | None = None
 
@@ -176,7 +175,7 @@ class Reader:
         """Bytes of the body that have arrived; for a body that is being read."""
         if self._chunks is not None:
             return self._chunks.received
-        return len(self._body)
+        return 0 if self._body is None else self._body.size
 
     @property
     def in_body(self) -> bool:
@@ -290,12 +289,14 @@ class Reader:
         piece = data[at : at + self._missing]
         self._at = at + len(piece)
         self._missing -= len(piece)
-        if not self._missing and not self._body:
+        pile = self._body
+        if not self._missing and pile is None:
             return piece
-        self._body += piece
+        if pile is None:
+            pile = self._body = Pile()
+        pile.add(piece)
         if self._missing:
             self._data, self._at, self._seen = b"", 0, 0
             return None
-        body = bytes(self._body)
-        self._body = bytearray()
-        return body
+        self._body = None
+        return pile.take()

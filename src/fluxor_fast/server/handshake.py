@@ -116,11 +116,7 @@ class Handshake(asyncio.Protocol):
             pass
         finally:
             self.closed = True
-            if self in service.open:
-                service.open.discard(self)
-                service.connections.release(1)
-                if service.clients is not None:
-                    service.clients.release(self._client)
+            service.leave(self, self._client)
 
     def _hand_over(self, context: Context) -> None:
         """Give uvloop's TLS what has come, and have it tell of a failure."""

@@ -40,13 +40,14 @@ from typing import Any, Final
 import httptools
 
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.grammar import TCHAR, TOKEN, is_length, is_request_id
 from fluxor_fast.http.request import CHUNKED, Head
 from fluxor_fast.routing import Route, Router
 
 __all__ = ["HeadCache", "Limits", "parse_head"]
 
 _REQUEST_LINE = re.compile(
-    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\r\n"
+    rb"(%b) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\r\n" % TOKEN.encode()
 )
 _HOST = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})*+))"
@@ -54,9 +55,7 @@ _HOST = re.compile(
 )
 _PLAIN_HOST = re.compile(rb"[A-Za-z0-9\-._]+(?::[0-9]{1,4})?").fullmatch  # most are: it is cheap
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
 def _named(text: str) -> bytes:
@@ -74,7 +73,7 @@ def _named(text: str) -> bytes:
 _OTHER_LINE = _named(
     r"(?!(?:<host>|<con>(?:<tent-length>|<nection>)|<transfer-encoding>|<expect>|<upgrade>"
     r"|<proxy-connection>|<x-request->(?:<id>|<timeout-ms>)):)"
-    r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n"
+    rf"[{TCHAR}]++:[\t\x20-\x7e\x80-\xff]*+\r\n"
 )
 """A field that says nothing to this server, nor to httptools."""
 _MEANT_LINE = _named(
@@ -192,7 +191,7 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
             expects = http_11  # RFC 9110, section 10.1.1: a 1.0 client gets no 100
         elif name == b"x-request-timeout-ms" and _MILLISECONDS.fullmatch(value):
             timeout = int(value) / 1000
-        elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+        elif name == b"x-request-id" and is_request_id(value):
             request_id = value
     if len(hosts) > 1 or (http_11 and not hosts):
         raise _bad("exactly one Host field is wanted")
@@ -233,7 +232,7 @@ def _length(lengths: list[bytes], codings: list[bytes], http_11: bool) -> int:
         return CHUNKED
     if not lengths:
         return 0
-    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+    if len(lengths) > 1 or not is_length(lengths[0]):
         raise _bad("Content-Length is malformed or comes more than once")
     return int(lengths[0])
 

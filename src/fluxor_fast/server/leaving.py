@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.failure import failure
 from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import Response, error_response
+from fluxor_fast.http.response import Response, error_response, without
 from fluxor_fast.routing import Route
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.counters import Counters
@@ -182,19 +183,15 @@ class Leaving:
     def _failure(self, request: Request, error: BaseException) -> tuple[int, bytes]:
         """Return the answer for what a handler raised; what was not on purpose is logged."""
         if isinstance(error, HTTPError):
+            added = getattr(request, "fields", b"")  # it may not have come to its middleware
             try:
+                request.fields = without(added, error.headers)
                 return error.status, self._encode(request, error_response(error))
             except Exception as fault:  # its headers or details cannot be sent
+                request.fields = added
                 error = fault
-        log.error(
-            "%s %s failed (request id %s)",
-            request.method,
-            request.path,
-            request.id,
-            exc_info=error,
-        )
-        failed = HTTPError(500, "the request failed; see the server's log under its X-Request-ID")
-        return 500, self._encode(request, error_response(failed))
+        response = failure(log, request.method, request.path, request.id, error)
+        return 500, self._encode(request, response)
 
     # what protocols call
 

@@ -89,7 +89,7 @@ class HttpProtocol(Answering):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back what the connection held; what it waited for is no longer wanted."""
-        if not self._give_place_back():
+        if not self.service.leave(self, self._client):
             return
         owed = self.order or (self.current,)
         self.closed = self._closing = True
@@ -270,7 +270,7 @@ class HttpProtocol(Answering):
                 head = head.closing()
         if body is None:
             self._body = BodyStream(self, head)
-            self.streams += (self._body,)
+            self.watch(self._body)
             request: Request = StreamedRequest(head, self, self._body)
         else:
             self._held += len(body)
@@ -290,6 +290,7 @@ class HttpProtocol(Answering):
         """Answer what cannot be read, behind what is owed, and close."""
         self._closing = True
         self._slow = True
+        self._reader = None  # and what it holds of a body
         last = Answered(self.runner.error_bytes(error))
         if self.current is None:
             self.transport.write(last.answer)
@@ -397,14 +398,22 @@ class HttpProtocol(Answering):
         elif self.paused:
             return
         elif self._reader is not None and self._reader.begun and self._body is None:
-            in_body = self._reader.in_body
-            if age > (timeouts.body if in_body else timeouts.head):
-                what = "body" if in_body else "head"
-                self._refuse(HTTPError(408, f"the {what} of the request took too long"))
-            elif in_body and age > GRACE and self._reader.received < timeouts.body_rate * age:
-                self._refuse(HTTPError(408, "the body of the request comes too slowly"))
+            if self._reader.in_body:
+                self._check_body(self._reader.received, age)
+            elif age > timeouts.head:
+                self._refuse(HTTPError(408, "the head of the request took too long"))
         elif age > timeouts.keep_alive:
             self._end_idle(tick)
+
+    def _check_body(self, received: int, age: int) -> None:
+        timeouts, bodies = self.service.timeouts, self.service.bodies
+        judged = age > GRACE
+        if age > timeouts.body:
+            self._refuse(HTTPError(408, "the body of the request took too long"))
+        elif judged and received < max(timeouts.body_rate, bodies.least) * age:
+            self._refuse(HTTPError(408, "the body of the request comes too slowly"))
+        else:
+            bodies.note(received, age, judged=judged)
 
     def _end_idle(self, tick: int) -> None:
         """Close an idle connection; reset it if its client takes in no more of its answers.

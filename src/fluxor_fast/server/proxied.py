@@ -134,9 +134,7 @@ class ProxiedProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back the place."""
         self.closed = True
-        if self in self.service.open:
-            self.service.open.discard(self)
-            self.service.connections.release(1)
+        self.service.leave(self)
 
     # what the worker calls
 

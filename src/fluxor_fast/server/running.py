@@ -15,7 +15,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextvars import copy_context
@@ -133,23 +132,11 @@ class Running(Leaving):
         share = -(-self.thresholds.slots // claimants)  # rounded up: no slot stays idle
         return min(wanted, share - self.slots.held)
 
-    if sys.version_info >= (3, 12):
-
-        def _launch(self, request: Request, response: Response | None = None) -> None:
-            task = asyncio.Task(
-                self._serve(request, response), loop=asyncio.get_running_loop(), eager_start=True
-            )
-            if not task.done():
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-
-    else:
-
-        def _launch(self, request: Request, response: Response | None = None) -> None:
-            task = begin(asyncio.get_running_loop(), self._serve(request, response))
-            if not task.done():
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+    def _launch(self, request: Request, response: Response | None = None) -> None:
+        task = begin(asyncio.get_running_loop(), self._serve(request, response))
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, request: Request, response: Response | None) -> None:
         """Run a coroutine or blocking handler and answer.

@@ -154,8 +154,7 @@ class BodyStream:
             self.fail(partial(HTTPError, 408, "the body of the request comes too slowly"))
 
     def _leave(self) -> None:
-        connection = self._connection
-        connection.streams = tuple(one for one in connection.streams if one is not self)
+        self._connection.unwatch(self)
         self._tell()
 
     def _tell(self) -> None:
@@ -285,7 +284,7 @@ class AnswerWriter:
             self._head = self._frame(block, line)
             if not (response.bodiless or self._request.method == "HEAD"):
                 self._task = asyncio.current_task()
-                connection.streams = (*connection.streams, self)
+                connection.watch(self)
                 await response.send(self)
                 if self._missing > 0:
                     raise ValueError(f"the body is {self._missing} bytes shorter than its length")
@@ -302,7 +301,7 @@ class AnswerWriter:
             connection.abort()
             return None
         finally:
-            connection.streams = tuple(one for one in connection.streams if one is not self)
+            connection.unwatch(self)
             self._task = None  # one that is cancelled keeps its frames, and they would keep this
             await self._close()
 

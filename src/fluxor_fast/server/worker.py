@@ -57,6 +57,7 @@ from fluxor_fast.routing import Route
 from fluxor_fast.server.addresses import Trust
 from fluxor_fast.server.admission import KernelLock, SharedLimit, Thresholds, full_fence
 from fluxor_fast.server.batch import ACCEPTS, BatchRunner, request_ids
+from fluxor_fast.server.bodies import Bodies
 from fluxor_fast.server.clients import LOOPBACK, ClientLimit
 from fluxor_fast.server.common import Open, Service, Timeouts
 from fluxor_fast.server.forwarded import Proxies
@@ -218,6 +219,7 @@ class Worker:
         app.settings = settings
         app.accounts = self._accounts()
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
+        app.shared = memory
 
     async def serve(self, listeners: Sequence[socket.socket], lifeline: int) -> int:
         """Start, serve, drain."""
@@ -412,6 +414,7 @@ class Worker:
             room=_room_for_connections(),
             clients=self._client_limit(),
             keep_alive_requests=server.keep_alive_requests,
+            bodies=Bodies(server.body_memory // server.worker_count),
         )
 
     def _accounts(self) -> Table | None:
@@ -503,6 +506,7 @@ class Worker:
             await asyncio.sleep(SWEEP_SECONDS - time.time() % SWEEP_SECONDS + 0.001)
             self._sweep(service)
             await sweep(self.open, service.runner.tick, SWEEP_SLICE)
+            service.bodies.settle()
             if self.certificates is not None:
                 self.certificates.refresh()
 

@@ -5,6 +5,7 @@
 
 from fluxor_fast import __version__, openapi
 from fluxor_fast.app import App
+from fluxor_fast.cache import Cache
 from fluxor_fast.service import accounts, chain, runtime, status, users
 
 __all__ = ["app", "build"]
@@ -14,10 +15,11 @@ def build() -> App:
     """Return a new application with every route and hook of the service."""
     made = App(title="fluxor-fast reference service", version=__version__)
     chain.install(made)
-    runtime.install(made)
+    cache = Cache()
+    runtime.install(made, cache)
     status.add_routes(made)
     accounts.add_routes(made)
-    users.add_routes(made)
+    users.add_routes(made, cache)
     openapi.publish(made)
     return made
 

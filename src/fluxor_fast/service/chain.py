@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Final
 
 from fluxor_fast.app import App, Middleware
-from fluxor_fast.errors import ConfigError
 from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.cors import CORS
 from fluxor_fast.middleware.rate_limit import RateLimit
@@ -37,13 +36,10 @@ def install(app: App) -> None:
     async def start() -> None:
         web = app.settings.web
         app.add_middleware(Recovery())
-        try:
-            if web.trusted_hosts:
-                app.add_middleware(TrustedHosts(web.trusted_hosts))
-            if web.cors_origins:
-                app.add_middleware(CORS(web.cors_origins, credentials=web.cors_credentials))
-        except ValueError as error:
-            raise ConfigError([str(error)]) from None
+        if web.trusted_hosts:
+            app.add_middleware(TrustedHosts(web.trusted_hosts))
+        if web.cors_origins:
+            app.add_middleware(CORS(web.cors_origins, credentials=web.cors_credentials))
         if web.security_headers:
             app.add_middleware(SecurityHeaders())
         if web.rate_limit:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from fluxor_fast.app import App
 from fluxor_fast.auth.passwords import Passwords
 from fluxor_fast.auth.tokens import Tokens
+from fluxor_fast.cache import Cache
 from fluxor_fast.db.pool import Database
 from fluxor_fast.errors import BootError
 from fluxor_fast.http.request import Request
 from fluxor_fast.observability.health import HealthChecks
+from fluxor_fast.redis import Redis
 from fluxor_fast.service.schema import ensure_schema
 
 __all__ = ["Runtime", "has_room", "install", "runtime", "tokens_of"]
@@ -28,6 +30,7 @@ class Runtime:
     tokens: Tokens
     passwords: Passwords
     health: HealthChecks
+    redis: Redis | None
 
 
 def runtime(request: Request) -> Runtime:
@@ -46,16 +49,20 @@ def has_room(queue_utilization: float, ccu_utilization: float) -> bool:
     return queue_utilization < FULL_PERCENT and ccu_utilization < FULL_PERCENT
 
 
-def install(app: App) -> None:
+def install(app: App, cache: Cache) -> None:
     """Register the hooks that make and end the parts."""
 
     async def start() -> None:
         app.state.runtime = await _start(app)
+        await cache.start(app, app.state.runtime.redis)
 
     async def stop() -> None:
         parts: Runtime | None = getattr(app.state, "runtime", None)
         if parts is not None:
             parts.passwords.close()
+            await cache.stop()
+            if parts.redis is not None:
+                await parts.redis.close()
             await parts.database.close()
 
     app.on_startup(start)
@@ -78,10 +85,13 @@ async def _start(app: App) -> Runtime:
     database = Database.from_settings(
         settings, prepare=ensure_schema, publish=app.metrics.publish_pool
     )
+    redis = Redis.from_settings(settings)
     await database.open()
     try:
         # away is no reason not to start: /ready says so until it is back
         await database.first_contact()
+        if redis is not None:
+            await redis.open()
     except BootError:
         await database.close()
         raise
@@ -90,11 +100,12 @@ async def _start(app: App) -> Runtime:
         database=database,
         tokens=tokens,
         passwords=Passwords(settings.auth.hash_threads, settings.auth.hash_queue),
-        health=_checks(app, database),
+        health=_checks(app, database, redis),
+        redis=redis,
     )
 
 
-def _checks(app: App, database: Database) -> HealthChecks:
+def _checks(app: App, database: Database, redis: Redis | None) -> HealthChecks:
     def server() -> bool:
         now = app.metrics.snapshot()
         return has_room(now.queue_utilization, now.ccu_utilization)
@@ -103,4 +114,7 @@ def _checks(app: App, database: Database) -> HealthChecks:
     checks.add("server", server)
     # its own limit is a second for a connection and one for the answer
     checks.add("database", database.check, timeout=3.0)
+    if redis is not None:
+        # whoever asks it has another way
+        checks.add("redis", redis.check, critical=False)
     return checks

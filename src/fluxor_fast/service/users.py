@@ -12,6 +12,7 @@ import psycopg
 
 from fluxor_fast.app import App
 from fluxor_fast.auth.roles import authenticated
+from fluxor_fast.cache import Cache
 from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
@@ -32,7 +33,12 @@ CREATED = {
 """The answers of a route that makes a user."""
 
 
-def add_routes(app: App) -> None:
+PROFILE_SECONDS = 300.0
+"""For how long a user is answered from the cache. Nothing here changes one; what does (``grant``,
+SQL by hand) shows within that time, and in what they may do with their next token."""
+
+
+def add_routes(app: App, cache: Cache) -> None:
     """Register these routes on ``app``."""
     signed_in = (authenticated(tokens_of), chain.by_identity(app))
     app.get(
@@ -60,7 +66,7 @@ def add_routes(app: App) -> None:
             },
             auth="bearer",
         ),
-    )(get_user)
+    )(cache.cached(ttl=PROFILE_SECONDS, key=lambda request, id: id, name="users")(get_user))
 
 
 async def list_users(request: Request) -> UserPage:

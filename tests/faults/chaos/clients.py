@@ -19,6 +19,7 @@ import re
 import threading
 import time
 from collections import Counter, deque
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -125,6 +126,7 @@ class Load:
         self._open.set()
         self._stop = False
         self.busy = 0
+        self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=lambda: uvloop.run(self._main()))
 
     def __enter__(self) -> Load:
@@ -141,7 +143,10 @@ class Load:
         """Send nothing more, and return whether all that was sent has ended."""
         self._open.clear()
         until = time.monotonic() + PATIENCE + 1
-        time.sleep(2 * self._pause)  # who had seen the gate open has begun
+        # one turn of the loop later who had seen the gate open has begun
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop.result(PATIENCE)).result(
+            PATIENCE
+        )
         while self.busy and time.monotonic() < until:
             time.sleep(0.005)
         return not self.busy
@@ -184,6 +189,7 @@ class Load:
         return took[len(took) * 99 // 100] if took else None
 
     async def _main(self) -> None:
+        self._loop.set_result(asyncio.get_running_loop())
         async with asyncio.TaskGroup() as group:
             for fresh in self._kinds:
                 group.create_task(self._client(fresh))

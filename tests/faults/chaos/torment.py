@@ -290,9 +290,10 @@ class Torment:
         self.exact()
         with self.resting():
             self.wait(lambda: not any(self.instance.held().values()), "nothing is held at rest", 3)
-            if self.instance.imbalance():
-                time.sleep(0.2)  # a count is written at the end of a turn
-            if wrong := self.instance.imbalance():
+            until = time.monotonic() + 1  # a count is written at the end of a turn
+            while (wrong := self.instance.imbalance()) and time.monotonic() < until:
+                time.sleep(0.003)
+            if wrong:
                 self.wrong(wrong)
             self.flat()
 
