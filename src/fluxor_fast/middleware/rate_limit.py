@@ -32,6 +32,10 @@ Rules:
    burst is less than the limit, ``q`` is the burst, and ``w`` the time it takes to come back. A
    refusal has ``Retry-After``, too: whole seconds (RFC 9110, section 10.2.3) after which one
    request gets through.
+8. With ``redis`` the limit is one over all instances, for coroutine handlers: others cannot wait
+   for it, and go by the accounts of their instance. Each request is charged to those first, and
+   what they refuse Redis is not asked about. While Redis is away they decide alone (see
+   ``limits.remote``).
 
 Cost alone: see ``python bench/middleware.py rate_limit``.
 """
@@ -40,6 +44,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from time import monotonic_ns
 from typing import Any, Final, Literal
@@ -47,12 +52,15 @@ from typing import Any, Final, Literal
 import orjson
 
 from fluxor_fast.composition import Layer
-from fluxor_fast.errors import HTTPError
+from fluxor_fast.errors import HTTPError, RedisAway
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import JSON, Response, header_line
+from fluxor_fast.limits import remote
 from fluxor_fast.limits.gcra import SECOND, Policy
+from fluxor_fast.limits.remote import Holds
 from fluxor_fast.limits.table import Accounts, Table
-from fluxor_fast.routing import Call, Priority, Route
+from fluxor_fast.redis import Redis
+from fluxor_fast.routing import Call, Kind, Priority, Route
 
 __all__ = ["RateLimit", "Who"]
 
@@ -73,6 +81,7 @@ class RateLimit(Layer):
     :param tiers: limits by tier, instead of ``limit``.
     :param name: what the fields call it; ``by`` by default.
     :param instead_of: a layer further out, by another account.
+    :param redis: gives the worker's ``Redis``, for a limit over all instances that have the same.
     :param clock: nanoseconds, the same in all workers.
     :raises ValueError: for what cannot be kept to.
     """
@@ -87,6 +96,7 @@ class RateLimit(Layer):
         tiers: Mapping[str, int] | None = None,
         name: str | None = None,
         instead_of: RateLimit | None = None,
+        redis: Callable[[Request], Redis | None] | None = None,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
         if isinstance(by, str):
@@ -104,14 +114,22 @@ class RateLimit(Layer):
             for tier, most in (tiers or {}).items()
         }
         self._instead_of = instead_of
+        self._redis = redis
         self._clock = clock
         self._bound = False
 
     def __call__(self, call_next: Call, route: Route) -> Call:
-        """Put this layer around ``call_next`` (rule 6)."""
-        return (
-            call_next if route.priority is Priority.EXEMPT else super().__call__(call_next, route)
-        )
+        """Put this layer around ``call_next`` (rules 6 and 8)."""
+        if route.priority is Priority.EXEMPT:
+            return call_next
+        if self._redis is None or route.kind is not Kind.ASYNC:
+            return super().__call__(call_next, route)
+
+        async def limited(request: Request) -> Any:
+            early = await self._begin_everywhere(request)
+            return await call_next(request) if early is None else early
+
+        return limited
 
     def begin(self, request: Request) -> Any:
         """Charge the request, and refuse it if that is too much."""
@@ -137,6 +155,45 @@ class RateLimit(Layer):
             )
         return None
 
+    async def _begin_everywhere(self, request: Request) -> Any:
+        """Do as ``begin``, over all instances."""
+        redis, found = self._redis(request) if self._redis else None, self._account(request)
+        if redis is None or found is None:
+            return self.begin(request)
+        limit, owner = found
+        if not self._bound:
+            self._bind(request.app)
+        outer = None
+        if self._instead_of is not None:
+            self._instead_of.refund(request)
+            if self._instead_of._redis is not None:
+                outer = self._instead_of._named_account(request)
+        tolerance = limit.tolerance
+        ahead = limit.holds.left(owner) + tolerance
+        if ahead == tolerance:
+            ahead = limit.charge(owner, self._clock())
+        name = self._named(owner)
+        if ahead <= tolerance and name is not None:
+            with suppress(RedisAway):
+                ahead = await remote.charge(redis, limit.policy, name, outer)
+                if ahead > tolerance:
+                    limit.holds.hold(owner, ahead - tolerance)
+                    limit.accounts.refund(owner)
+        if ahead > tolerance:
+            return limit.refusal(request, ahead)
+        if ahead >= 0:
+            left = (tolerance - ahead) // limit.cost
+            request.fields += limit.fields % (left, -(-ahead // SECOND))
+        return None
+
+    def _named_account(self, request: Request) -> tuple[Policy, bytes] | None:
+        found = self._account(request)
+        if found is None:
+            return None
+        limit, owner = found
+        name = self._named(owner)
+        return None if name is None else (limit.policy, name)
+
     def refund(self, request: Request) -> None:
         """Take back that ``request`` was charged here."""
         found = self._account(request)
@@ -157,6 +214,7 @@ class RateLimit(Layer):
         for limit in (self._usual, *self._tiers.values()):
             limit.accounts = Accounts(app.accounts, limit.policy, self._named)
             limit.charge = limit.accounts.charge
+            limit.holds = Holds(self._clock)
         self._bound = True
 
 
@@ -165,6 +223,7 @@ class _Limit:
 
     accounts: Accounts
     charge: Callable[[str, int], int]
+    holds: Holds
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy

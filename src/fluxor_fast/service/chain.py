@@ -13,13 +13,16 @@ from __future__ import annotations
 from typing import Final
 
 from fluxor_fast.app import App, Middleware
+from fluxor_fast.http.request import Request
 from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.cors import CORS
 from fluxor_fast.middleware.rate_limit import RateLimit
 from fluxor_fast.middleware.recovery import Recovery
 from fluxor_fast.middleware.security_headers import SecurityHeaders
 from fluxor_fast.middleware.trusted_hosts import TrustedHosts
+from fluxor_fast.redis import Redis
 from fluxor_fast.routing import Call, Route
+from fluxor_fast.service.runtime import runtime
 
 __all__ = ["by_identity", "install"]
 
@@ -54,9 +57,15 @@ class _Limits:
     """The layers of one application. Who is known by name is not charged as a stranger."""
 
     def __init__(self) -> None:
-        self.per_client = RateLimit(PER_CLIENT)
-        self.per_user = RateLimit(PER_USER, by="user", instead_of=self.per_client)
-        self.per_key = RateLimit(PER_USER, by="api_key", tiers=TIERS, instead_of=self.per_client)
+        outer = self.per_client = RateLimit(PER_CLIENT, redis=_redis)
+        self.per_user = RateLimit(PER_USER, by="user", instead_of=outer, redis=_redis)
+        self.per_key = RateLimit(
+            PER_USER, by="api_key", tiers=TIERS, instead_of=outer, redis=_redis
+        )
+
+
+def _redis(request: Request) -> Redis | None:
+    return runtime(request).redis
 
 
 def _limits(app: App) -> _Limits:
