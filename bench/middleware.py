@@ -54,7 +54,8 @@ def _cors() -> CORS:
 
 
 def _chain() -> list[Middleware]:
-    return [Recovery(), _cors(), SecurityHeaders(), Compression()]
+    limit = RateLimit(10**6, window=86_400)
+    return [Recovery(), _cors(), SecurityHeaders(), limit, Compression()]
 
 
 def _identity(call_next: Any, route: Any) -> Any:

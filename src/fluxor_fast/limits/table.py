@@ -174,15 +174,17 @@ class _Mine:
 class _Place:
     """Where an owner's entry is, and what this worker has seen there."""
 
-    __slots__ = ("at", "byte", "full", "others", "own", "tag")
+    __slots__ = ("at", "byte", "full", "others", "own", "start", "tag")
 
     def __init__(self, at: int, own: int, tag: int) -> None:
         self.at = at
         self.byte = 8 * at
         self.own = own
         self.tag = tag
-        self.others = (-1, 0)
-        """The other workers' charges, and the greatest start when they were these."""
+        self.others = -1
+        """The other workers' charges."""
+        self.start = 0
+        """The greatest start when they were these."""
         self.full = False
         """Whether the last request was refused."""
 
@@ -214,7 +216,6 @@ class Accounts:
         # native words: an aligned load each, as a memoryview's
         charges = Struct(f"@{1 + n}Q").unpack_from  # after the tag
         starts = Struct(f"@{n}Q").unpack_from
-        index = 1 + table.index
         cost, tolerance = self.policy.cost, self.policy.tolerance
         acquire, release = table.mutex.acquire, table.mutex.release
         find, locked = self._find, self._locked
@@ -231,27 +232,28 @@ class Accounts:
                     return ahead
             if fence is None:
                 return locked(owner, place, now)
-            own = place.own
+            own, tag = place.own, place.tag
             acquire()
-            words[own] += cost
+            mine = words[own] = words[own] + cost
             release()  # the fence
             row = charges(words, place.byte)
-            total = sum(row) - place.tag
-            others, start = place.others
-            if total - row[index] != others:
-                others = total - row[index]
-                start = max(starts(words, place.byte + 8 + 8 * n))
-                place.others = others, start
-            ahead = total + start - now
+            total = sum(row) - tag
+            if total - mine == place.others:
+                ahead = total + place.start - now
+            else:
+                place.start = max(starts(words, place.byte + 8 + 8 * n))
+                place.others = total - mine
+                ahead = total + place.start - now
             if ahead < cost:  # it was paid off: it begins anew
-                ahead, start, at = cost, now + cost - total, own + n
+                ahead, at = cost, own + n
+                start = place.start = now + cost - total
                 acquire()
                 if start > words[at]:
                     words[at] = start
                 release()
-                place.others = others, start
-            if ahead <= tolerance and row[0] == place.tag:
-                place.full = False
+            if ahead <= tolerance and row[0] == tag:
+                if place.full:
+                    place.full = False
                 return ahead
             with table.mutex:
                 words[own] -= cost
