@@ -205,9 +205,7 @@ class ServerSettings(_Section):
     max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
     body_memory: Size = _knob(134_217_728, "bytes of all unfinished bodies; slowest end; 0: any")
     max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
-    rate_limit_accounts: Accounts = _knob(
-        65_536, "of rate limits, kept; 256 bytes each with 4 workers"
-    )
+    rate_limit_accounts: Accounts = _knob(65_536, "accounts of rate limits; 16 MiB with 4 workers")
     adaptive: bool = _knob(False, "lower the limit while the service is slow; off: it is fixed")
     adaptive_floor: Count = _knob(20, "least the limit may adapt to; so that something is measured")
     slice_ms: Millis = _knob(2.0, "milliseconds of handlers per loop turn; then it looks around")

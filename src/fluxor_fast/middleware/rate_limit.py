@@ -156,7 +156,7 @@ class RateLimit(Layer):
         return None
 
     def _around(self, call_next: Call) -> Call:
-        """Return ``begin`` and ``call_next`` as one function, for the commonest case: it is quicker."""
+        """Return ``begin`` and ``call_next`` as one function: quicker, for the commonest case."""
         limit, clock = self._usual, self._clock
         fields, tolerance, cost = limit.fields, limit.tolerance, limit.cost
 
