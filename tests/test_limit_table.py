@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -213,6 +214,52 @@ def test_processes_that_race_let_through_the_exact_number(fence: Fence | None) -
     print(f"{sum(words)} through; {policy.burst} + 1000 x {seconds}..{took:.3f} s")
     assert sum(words) <= policy.burst + 1000 * took + workers - 1
     assert sum(words) >= policy.burst + 1000 * seconds * 0.97  # processes start one by one
+
+
+@FENCES
+def test_accounts_that_are_fresh_when_processes_race_for_them(fence: Fence | None) -> None:
+    """The hard case of rule 1: who begins an account, while others charge it already.
+
+    Time stands still, so exactly the burst gets through, but for one for each other worker.
+    """
+    workers, owners, burst = 2, 3000, 3
+    if os.environ.get("PROVE") == "long":
+        owners *= 20
+    policy = Policy("client", 1000, 60.0, burst)
+    memory = SharedMemory(workers, 8192)
+    passed, place = shared_words(workers * owners), shared_words(workers)
+
+    def hammer(index: int) -> Callable[[], None]:
+        def run() -> None:
+            accounts = Accounts(share(memory, index, fence), policy)
+            until = time.monotonic() + 60
+            for number in range(owners):
+                accounts._find(str(number))
+                place[index] = number + 1
+                spins = 0
+                while min(place) <= number:  # both at the same one
+                    assert time.monotonic() < until
+                    spins += 1
+                    if spins > 500:  # the other is not running
+                        os.sched_yield()
+                passed[workers * number + index] = sum(
+                    accounts.charge(str(number), NOW + number * SECOND) <= policy.tolerance
+                    for _ in range(burst + 1)
+                )
+
+        return run
+
+    with forked(*(hammer(index) for index in range(workers))) as children:
+        assert [ended(pid) for pid in children] == [0] * workers
+    found = Counter(sum(passed[at : at + workers]) for at in range(0, len(passed), workers))
+    mixed = sum(
+        sum(count > 0 for count in passed[at : at + workers]) > 1
+        for at in range(0, len(passed), workers)
+    )
+    print(f"{dict(found)} of {owners} accounts; of {mixed} more than one worker had a part")
+    assert burst <= min(found)
+    assert max(found) <= burst + workers - 1
+    assert mixed
 
 
 def test_what_a_killed_worker_has_charged_stays_and_its_successor_goes_on() -> None:
