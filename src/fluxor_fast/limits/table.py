@@ -184,7 +184,8 @@ class _Place:
         self.others = -1
         """The other workers' charges."""
         self.start = 0
-        """The greatest start when they were these."""
+        """The greatest start of others when they were these. Ours is read: another owner's place
+        can be the same entry (two addresses of one /64)."""
         self.full = False
         """Whether the last request was refused."""
 
@@ -237,24 +238,25 @@ class Accounts:
             mine = words[own] = words[own] + cost
             release()  # the fence
             row = charges(words, place.byte)
-            total = sum(row) - tag
-            if total - mine == place.others:
-                ahead = total + place.start - now
-            else:
-                place.start = max(starts(words, place.byte + 8 + 8 * n))
-                place.others = total - mine
-                ahead = total + place.start - now
-            if ahead < cost:  # it was paid off: it begins anew
-                ahead, at = cost, own + n
-                start = place.start = now + cost - total
-                acquire()
-                if start > words[at]:
-                    words[at] = start
-                release()
-            if ahead <= tolerance and row[0] == tag:
-                if place.full:
-                    place.full = False
-                return ahead
+            if row[0] == tag:
+                total = sum(row) - tag
+                if total - mine != place.others:
+                    place.start = max(starts(words, place.byte + 8 + 8 * n))
+                    place.others = total - mine
+                start = words[own + n]
+                if start < place.start:
+                    start = place.start
+                ahead = total + start - now
+                if ahead < cost:  # it was paid off: it begins anew
+                    ahead, start = cost, now + cost - total
+                    acquire()
+                    if start > words[own + n]:
+                        words[own + n] = start
+                    release()
+                if ahead <= tolerance:
+                    if place.full:
+                        place.full = False
+                    return ahead
             with table.mutex:
                 words[own] -= cost
             return locked(owner, place, now)
@@ -288,12 +290,8 @@ class Accounts:
 
     def _locked(self, owner: str, place: _Place, now: int) -> int:
         """Charge it where nobody else can be in the way (rule 2)."""
-        table, words, n, cost = (
-            self._table,
-            self._table.words,
-            self._table.indexes,
-            self.policy.cost,
-        )
+        table, cost = self._table, self.policy.cost
+        words, n = table.words, table.indexes
         number = place.at // (WAYS * table.stride)
         with table.alone(number) as alone:
             if not alone:

@@ -109,9 +109,9 @@ class RateLimit(Layer):
             self._who, self._named = by, str.encode
         self._by_client = by == "client"
         called = name or (by if isinstance(by, str) else "custom")
-        self._usual = _Limit(Policy(called, limit, window, burst or limit))
+        self._usual = _Limit(Policy(called, limit, window, limit if burst is None else burst))
         self._tiers = {
-            tier: _Limit(Policy(f"{called}-{tier}", most, window, burst or most))
+            tier: _Limit(Policy(f"{called}-{tier}", most, window, most if burst is None else burst))
             for tier, most in (tiers or {}).items()
         }
         self._instead_of = instead_of
