@@ -146,14 +146,30 @@ def test_a_value_is_computed_once_while_it_is_good() -> None:
 
 
 def test_values_of_different_types_are_different_keys() -> None:
-    keys = [1, "1", True, "true", None, "null", 1.0, (1,), [1, 2], "[1,2]", "=1", {"a": 1}, "#", ""]
+    keys = [
+        "ä",
+        "\udcff",
+        1,
+        "1",
+        True,
+        "true",
+        None,
+        "null",
+        1.0,
+        (1,),
+        [1, 2],
+        "[1,2]",
+        "=1",
+        {"a": 1},
+        "#",
+        "",
+    ]
 
     async def scenario() -> None:
-        source = Source()
-        function, _, _ = cached(source, key=lambda each: each)
-        for key in keys:
-            await function(key)
-        assert len(source.asked) == len(keys)
+        asked: list[Any] = []
+        function, _, _ = cached(lambda key: len(asked.append(key) or asked), key=lambda each: each)
+        assert [await function(key) for key in keys] == list(range(1, len(keys) + 1))
+        assert [await function(key) for key in keys] == list(range(1, len(keys) + 1))
 
     run(scenario())
 

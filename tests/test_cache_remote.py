@@ -334,6 +334,43 @@ def test_a_blocking_function_asks_redis_too(redis_server: RedisServer) -> None:
     run(scenario())
 
 
+def test_what_is_not_ours_is_as_good_as_nothing(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with machines(redis_server, 1, identity) as (machine,):
+            redis_server.command("SET", "fluxor:fluxor-fast:row:1", "{nonsense", "PX", "60000")
+            redis_server.command("HSET", "fluxor:fluxor-fast:row:2", "a", "1")
+            for number in (1, 2):
+                assert await machine.row(number) == {"id": number}
+            assert machine.computed == 2
+            assert redis_server.command("GET", "fluxor:fluxor-fast:row:1").endswith(b'{"id":1}\r\n')
+
+    run(scenario())
+
+
+def test_a_deletion_that_is_cancelled_is_made_up_for(redis_server: RedisServer) -> None:
+    rows = {1: "old"}
+
+    async def source(number: int) -> Any:
+        return rows[number]
+
+    async def scenario() -> None:
+        async with machines(redis_server, 2, source) as made:
+            for machine in made:
+                await machine.row(1)
+            rows[1] = "new"
+            redis_server.freeze()
+            task = asyncio.create_task(made[0].row.forget(1))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            redis_server.thaw()
+            async with asyncio.timeout(BACK_SECONDS):
+                while [await machine.row(1) for machine in made] != ["new", "new"]:
+                    await asyncio.sleep(0.01)
+
+    run(scenario())
+
+
 def test_a_redis_that_is_full_is_a_tier_less(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with machines(redis_server, 1, identity) as (machine,):

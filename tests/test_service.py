@@ -18,7 +18,13 @@ from jsonschema import ValidationError
 
 from fluxor_fast import Priority, Response, __version__
 from fluxor_fast.auth.tokens import Tokens
-from fluxor_fast.config import AuthSettings, DatabaseSettings, ServerSettings, Settings
+from fluxor_fast.config import (
+    AuthSettings,
+    DatabaseSettings,
+    RedisSettings,
+    ServerSettings,
+    Settings,
+)
 from fluxor_fast.db.pool import Database
 from fluxor_fast.errors import BootError
 from fluxor_fast.openapi import document as description_of
@@ -27,6 +33,7 @@ from fluxor_fast.service.accounts import grant_role
 from fluxor_fast.service.schema import ensure_schema
 from tests.support.described import Description
 from tests.support.pure import Asker, FakeMetrics, document, make_request, run
+from tests.support.redis import RedisServer
 
 SECRET = "the secret of these tests, 32 bytes"
 PASSWORD = "correct horse"
@@ -163,7 +170,7 @@ def test_health_detailed(with_service: Callable[[Test], None]) -> None:
         assert answer.status == 200
         found = document(answer)
         assert found["status"] == "healthy"
-        assert set(found["checks"]) == {"server", "database"}
+        assert set(found["checks"]) == {"server", "database", "disk"}
         for check in found["checks"].values():
             assert check["status"] == "up"
             assert check["duration_ms"] >= 0
@@ -539,6 +546,60 @@ def test_one_user(with_service: Callable[[Test], None]) -> None:
         assert (await service.post("/api/auth/login", login)).status == 200
 
     with_service(test)
+
+
+def test_a_profile_is_read_from_the_database_once(with_service: Callable[[Test], None]) -> None:
+    async def test(service: Service) -> None:
+        made = document(
+            await service.post("/api/users", {"email": "a@example.com", "name": "a"}, service.user)
+        )
+        path = f"/api/users/{made['id']}"
+        first = await service.ask("GET", path, token=service.user)
+        await service.app.state.runtime.database.execute("update users set name = 'new'")
+        again = await service.ask("GET", path, token=service.admin)
+        assert document(again) == document(first) == made
+        # what is known is no more public than what is not
+        for token in (None, "nonsense"):
+            assert (await service.ask("GET", path, token=token)).status == 401
+        # that there is no such user is not remembered
+        number = made["id"] + 1
+        assert (await service.ask("GET", f"/api/users/{number}", token=service.user)).status == 404
+        await service.post("/api/users", {"email": "b@example.com", "name": "b"}, service.user)
+        assert (await service.ask("GET", f"/api/users/{number}", token=service.user)).status == 200
+
+    with_service(test)
+
+
+def test_redis_is_one_of_the_parts_where_there_is_one(
+    database_url: str, redis_server: RedisServer
+) -> None:
+    async def main() -> None:
+        service = Service(database_url)
+        redis = RedisSettings.model_validate({"url": redis_server.url})
+        service.app.settings = service.app.settings.model_copy(update={"redis": redis})
+        await service.app.start()
+        try:
+            parts = service.app.state.runtime
+            await parts.database.execute("truncate users restart identity")
+            await service.post("/api/users", {"email": "a@example.com", "name": "a"}, service.user)
+            while not redis_server.command("PUBSUB", "CHANNELS").startswith(b"*1"):
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)
+            first = await service.ask("GET", "/api/users/1", token=service.user)
+            assert document(first)["email"] == "a@example.com"
+            assert b"users:1" in redis_server.command("KEYS", "*")
+            report = document(await service.ask("GET", "/health/detailed"))
+            assert report["checks"]["redis"]["status"] == "up"
+            redis_server.stop()
+            parts.health._last = None
+            report = document(await service.ask("GET", "/health/detailed"))
+            assert (report["status"], report["checks"]["redis"]["status"]) == ("degraded", "down")
+            again = await service.ask("GET", "/api/users/1", token=service.user)
+            assert document(again) == document(first)
+        finally:
+            await service.app.stop()
+
+    run(main())
 
 
 def test_faults_of_a_new_user(with_service: Callable[[Test], None]) -> None:

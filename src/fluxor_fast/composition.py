@@ -17,18 +17,22 @@ Rules kept here:
    not (404, 405, OPTIONS). A layer of a route that is ``on_path`` is around the latter two of its
    path: a preflight is an OPTIONS.
 5. A route without middleware, or whose middleware all declined, pays nothing.
+6. A coroutine function may have a second form (``offer``): a plain function that returns the
+   answer if it is known already, else a coroutine of it. Layers keep it; with other middleware or
+   decorators in between the route has only the first form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from inspect import iscoroutine
 from typing import Any, ClassVar
 
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import to_response
 from fluxor_fast.routing import Call, Kind, Route, parameters_of
 
-__all__ = ["Layer", "Middleware", "compose"]
+__all__ = ["Layer", "Middleware", "compose", "offer", "sooner_of"]
 
 Middleware = Callable[[Call, Route], Call]
 
@@ -71,6 +75,9 @@ class Layer:
                 value = await call_next(request)
                 return finish(request, value) if finishes else value
 
+            sooner = sooner_of(call_next)
+            if sooner is not None:
+                offer(layered_async, self._at_once(sooner))
             return layered_async
         if begins and finishes:
 
@@ -90,6 +97,41 @@ class Layer:
                 return finish(request, call_next(request))
 
         return layered
+
+    def _at_once(self, sooner: Call) -> Call:
+        """Put this layer around the second form of a coroutine function (rule 6)."""
+        begins = type(self).begin is not Layer.begin
+        finishes = type(self).finish is not Layer.finish
+        begin, finish = self.begin, self.finish
+
+        async def later(request: Request, value: Awaitable[Any]) -> Any:
+            return finish(request, await value)
+
+        def layered(request: Request) -> Any:
+            if begins:
+                early = begin(request)
+                if early is not None:
+                    return early
+            value = sooner(request)
+            if not finishes:
+                return value
+            return later(request, value) if iscoroutine(value) else finish(request, value)
+
+        return layered
+
+
+def offer(call: Any, sooner: Callable[..., Any]) -> None:
+    """Make ``sooner`` the second form of the coroutine function ``call`` (rule 6)."""
+    call.at_once = call, sooner
+
+
+def sooner_of(call: Any) -> Callable[..., Any] | None:
+    """Return the second form of ``call``, if it has one of its own.
+
+    What is wrapped around it by ``functools.wraps`` has its attributes, but must not be left out.
+    """
+    of, sooner = getattr(call, "at_once", (None, None))
+    return sooner if of is call else None
 
 
 def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = True) -> None:
@@ -111,7 +153,9 @@ def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = Tru
         if wrapped is not inner:
             current, raw = wrapped, False
     route.wrapped = current is not bare
+    sooner = sooner_of(current)
     route.call = _prepared(current) if route.wrapped else bare
+    route.at_once = _prepared(sooner) if route.wrapped and sooner is not None else sooner
 
 
 def _bind(route: Route) -> Call:
@@ -119,7 +163,14 @@ def _bind(route: Route) -> Call:
     handler = route.handler
     if not parameters_of(route.path):
         return handler
-    return lambda request: handler(request, **request.head.params)
+
+    def bound(request: Request) -> Any:
+        return handler(request, **request.head.params)
+
+    sooner = sooner_of(handler)
+    if sooner is not None:
+        offer(bound, lambda request: sooner(request, **request.head.params))
+    return bound
 
 
 def _prepared(call: Call) -> Call:

@@ -63,9 +63,12 @@ class Route:
     ``contract`` is what it was declared to take and answer, if it was.
     ``stream``: it is called when the head of the request is complete, and reads the body itself.
     ``wrapped``: there is middleware around it, which may add to its answers.
+    ``at_once``: for a coroutine function that mostly has its answer already, what gives that answer
+    or a coroutine of it.
     """
 
     __slots__ = (
+        "at_once",
         "call",
         "contract",
         "handler",
@@ -104,6 +107,7 @@ class Route:
         self.contract = contract
         self.stream = stream
         self.wrapped = False
+        self.at_once: Call | None = None
 
     def __repr__(self) -> str:
         return f"<Route {self.method} {self.path} {self.kind.value} {self.priority.name.lower()}>"

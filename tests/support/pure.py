@@ -150,3 +150,6 @@ class FakeMetrics:
 
     def publish_pool(self, size: int, available: int, waiting: int) -> None:
         self.published.append((size, available, waiting))
+
+    def publish_cache(self, results: tuple[int, ...], entries: int, size: int) -> None:
+        self.cache = results

@@ -33,12 +33,12 @@ import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from hashlib import blake2b
-from types import CoroutineType
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import orjson
@@ -46,6 +46,7 @@ import orjson
 from fluxor_fast.cache.flights import Flights
 from fluxor_fast.cache.memory import Generations, LocalGenerations, Memory, Stamp
 from fluxor_fast.cache.remote import DEAF_SECONDS, Found, Remote
+from fluxor_fast.composition import offer
 from fluxor_fast.http.response import encode_value
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 LONGEST_KEY: Final = 200
-"""Characters of a key; of a longer one its hash is taken."""
+"""Characters of a key; of a longer one, or one that is not ASCII, the hash is taken."""
 PUBLISH_SECONDS: Final = 1.0
 REMOTE_SECONDS: Final = 10.0
 """Most that a thread waits for the event loop to ask Redis; the loop has ended then."""
@@ -94,7 +95,9 @@ class _Rule:
 
 
 class Cache:
-    """The cache of one worker. It works at once; ``start`` gives it Redis, sizes, and its peers.
+    """The cache of one worker; an application has one, or their figures would mix.
+
+    It works at once; ``start`` gives it Redis, sizes, and the other workers.
 
     :param clock: monotonic seconds.
     """
@@ -174,9 +177,12 @@ class Cache:
         :param name: what sets the keys of this function apart, in Redis too; by default module and
             name. Change it when a value means something else than before.
         :param none_ttl: seconds that ``None`` is good for; by default it is not cached.
-        :raises ValueError: for a name that is taken.
+        :raises ValueError: for a name that is taken, or seconds that are not above 0.
         :raises TypeError: for a function that takes a request, without a key.
         """
+
+        if ttl <= 0 or (none_ttl is not None and none_ttl <= 0):
+            raise ValueError(f"a value is good for more than 0 seconds: {ttl}, {none_ttl}")
 
         def decorate(function: F) -> F:
             rule = _Rule(self._claim(function, name), ttl, none_ttl)
@@ -218,8 +224,9 @@ class Cache:
         @wraps(function)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             found = at_once(*args, **kwargs)
-            return await found if type(found) is CoroutineType else found
+            return await found if iscoroutine(found) else found
 
+        offer(wrapper, at_once)  # to routes: what is known needs no task
         return wrapper
 
     async def _compute(
@@ -290,7 +297,8 @@ class Cache:
 
         def ask(asked: Coroutine[Any, Any, T]) -> T | None:
             assert loop is not None
-            with suppress(RuntimeError, TimeoutError):  # the loop ends, and with it this thread
+            # when the loop ends, so does this thread
+            with suppress(RuntimeError, TimeoutError, CancelledError):
                 return asyncio.run_coroutine_threadsafe(asked, loop).result(REMOTE_SECONDS)
             return None
 
@@ -314,26 +322,28 @@ class Cache:
     def _take(self, text: str, stamp: Stamp, found: Found) -> Any:
         """Return what Redis had, and keep it."""
         self._redis_hits += 1
-        value = orjson.loads(found.body)
-        self._memory.put(text, value, found.seconds, len(found.body), stamp)
-        return value
+        self._memory.put(text, found.value, found.seconds, found.size, stamp)
+        return found.value
 
     def _keep(self, text: str, stamp: Stamp, rule: _Rule, value: Any, body: bytes) -> bool:
         """Keep what was computed, if it is to be; return whether it is."""
         seconds = rule.ttl_of(value)
-        if seconds and self._remote is not None and not self._remote.hears:
-            self._memory.put(text, value, min(seconds, DEAF_SECONDS), len(body), stamp)
-        elif seconds:
-            self._memory.put(text, value, seconds, len(body), stamp)
-        return seconds > 0
+        if not seconds:
+            return False
+        deaf = self._remote is not None and not self._remote.hears
+        here = min(seconds, DEAF_SECONDS) if deaf else seconds
+        self._memory.put(text, value, here, len(body), stamp)
+        return True
 
     # what is outdated
 
     async def _forget(self, text: str) -> None:
-        # first Redis: who asks it afterwards finds nothing there
-        if self._remote is not None:
-            await self._remote.delete(text)
-        self._memory.outdate(text)
+        try:
+            # first Redis: who asks it afterwards finds nothing there
+            if self._remote is not None:
+                await self._remote.delete(text)
+        finally:
+            self._memory.outdate(text)
 
     def _drop(self, text: str | None) -> None:
         """Drop what another machine says is outdated; ``None``: all, for want of knowing."""
@@ -406,6 +416,7 @@ def _text(prefix: str, key: Any) -> str:
         text = f"{prefix}:={key}"
     else:
         text = f"{prefix}:{orjson.dumps(key, option=orjson.OPT_SORT_KEYS).decode()}"
-    if len(text) > LONGEST_KEY:
-        return f"{prefix}:#{blake2b(text.encode(), digest_size=16).hexdigest()}"
+    if len(text) > LONGEST_KEY or not text.isascii():
+        hashed = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
+        return f"{prefix}:#{hashed.hexdigest()}"
     return text

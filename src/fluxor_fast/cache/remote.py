@@ -26,6 +26,8 @@ from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import orjson
+
 from fluxor_fast.errors import RedisAway
 from fluxor_fast.redis import Redis
 
@@ -62,9 +64,10 @@ return 1
 
 
 class Found(NamedTuple):
-    """A value, and for how many seconds it is good."""
+    """A value, the bytes of its JSON, and for how many seconds it is good."""
 
-    body: bytes
+    value: Any
+    size: int
     seconds: float
 
 
@@ -120,7 +123,8 @@ class Remote:
             while True:
                 body, left = await self._redis.run(lambda client: _look(client, name))
                 if body is not None and left > 0:
-                    return Found(body, left / 1000)
+                    with suppress(orjson.JSONDecodeError):  # it is not ours
+                        return Found(orjson.loads(body), len(body), left / 1000)
                 lease = next(self._leases)
                 if await self._redis.run(
                     lambda client, lease=lease: client.set(  # type: ignore[misc]
@@ -154,12 +158,14 @@ class Remote:
 
     async def delete(self, key: str) -> None:
         """Delete a value, and have every worker of every machine drop it."""
-        if not await self._try(lambda client: self._delete(client, key)):
+        self._owed.add(key)  # until it is done: it may fail, or be cancelled
+        if len(self._owed) > MOST_OWED:
+            self._owed.clear()
+            self._owes_all = True
+        if await self._try(lambda client: self._delete(client, key)):
+            self._owed.discard(key)
+        else:
             self.hears = False
-            self._owed.add(key)
-            if len(self._owed) > MOST_OWED:
-                self._owed.clear()
-                self._owes_all = True
 
     async def _delete(self, client: Client, key: str) -> None:
         name = self._prefix + key
@@ -202,7 +208,7 @@ class Remote:
                     return
                 else:
                     await pubsub.ping()
-                if subscribed and not self.hears:
+                if subscribed and (self._owed or self._owes_all or not self.hears):
                     await self._settle()
                     self.hears = True
 

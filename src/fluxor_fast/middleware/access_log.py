@@ -148,6 +148,7 @@ class AccessLog:
         """Log the requests of these routes from now on; to be called once, after composing."""
         for route in routes:
             route.call = self._around(route.call, route.kind)
+            route.at_once = None
 
     def _around(self, call: Call, kind: Kind) -> Call:
         write, line, sample, chance = self._write, self._line, self._sample, self._chance

@@ -16,10 +16,11 @@ first layer of a route costs: its answers leave the shortest way.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from inspect import iscoroutine
 from typing import Any, ClassVar
 
-from fluxor_fast.composition import Layer
+from fluxor_fast.composition import Layer, offer, sooner_of
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.failure import failure
 from fluxor_fast.http.request import Request
@@ -57,6 +58,9 @@ class Recovery(Layer):
                 except Exception as error:
                     return answer(request, error)
 
+            sooner = sooner_of(call_next)
+            if sooner is not None:
+                offer(recovered_async, self._at_once(sooner))
             return recovered_async
 
         def recovered(request: Request) -> Any:
@@ -66,6 +70,29 @@ class Recovery(Layer):
                 raise
             except Exception as error:
                 return answer(request, error)
+
+        return recovered
+
+    def _at_once(self, sooner: Call) -> Call:
+        """Put this layer around a call that gives an answer or a coroutine of it."""
+        answer = self._answer
+
+        async def later(request: Request, value: Awaitable[Any]) -> Any:
+            try:
+                return await value
+            except HTTPError:
+                raise
+            except Exception as error:
+                return answer(request, error)
+
+        def recovered(request: Request) -> Any:
+            try:
+                value = sooner(request)
+            except HTTPError:
+                raise
+            except Exception as error:
+                return answer(request, error)
+            return later(request, value) if iscoroutine(value) else value
 
         return recovered
 

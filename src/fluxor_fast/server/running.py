@@ -10,21 +10,23 @@ Rules:
    its connection keeps no slot: it would hold it for as long as the client likes, and as many as
    may be pipelined.
 4. Whatever ends a task gives its slot back: an answer, an exception, being cancelled.
+5. A coroutine function that has its answer already (``Route.at_once``) has it sent without a task.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import Executor
 from contextvars import copy_context
+from inspect import iscoroutine
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fluxor_fast.http.request import CURRENT, Request
-from fluxor_fast.http.response import Response, to_response
+from fluxor_fast.http.response import Response, encode_json, to_response
 from fluxor_fast.http.streaming import BodySender
-from fluxor_fast.routing import Kind, Route
+from fluxor_fast.routing import Call, Kind, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
 from fluxor_fast.server.eager import begin
 from fluxor_fast.server.leaving import Leaving
@@ -103,6 +105,7 @@ class Running(Leaving):
             requests = waiting.requests
             take = requests.pop if waiting.standing else requests.popleft
             self._starting, self._freed = True, False
+            known = 0
             while started < granted:  # no more were asked for than really wait
                 request = take()
                 if not request.queued:
@@ -111,8 +114,15 @@ class Running(Leaving):
                 request.queued = False
                 started += 1
                 self.counters.accepted += 1
-                self._launch(request)
+                at_once = request.head.route.at_once
+                if at_once is None:
+                    self._launch(request)
+                elif self._try(request, at_once):
+                    known += 1
             self._starting = False
+            if known:
+                self.slots.release(known)
+                self._freed = True
             if self._freed and requests:
                 self.schedule()
         waiting.served(started, now)
@@ -132,17 +142,51 @@ class Running(Leaving):
         share = -(-self.thresholds.slots // claimants)  # rounded up: no slot stays idle
         return min(wanted, share - self.slots.held)
 
-    def _launch(self, request: Request, response: Response | None = None) -> None:
-        task = begin(asyncio.get_running_loop(), self._serve(request, response))
+    def _try(self, request: Request, at_once: Call) -> bool:
+        """Answer, if the answer is known, and return that it was; else have a task find it out."""
+        request.rid = request.head.request_id or self._next_id()
+        current = CURRENT.set(request)
+        try:
+            value = at_once(request)
+            if type(value) is dict and request.head.plain and not self.draining:
+                status = 200
+                answer = encode_json(value, self._block_for(request), request.rid)
+            elif iscoroutine(value):
+                self._launch(request, going=value)
+                return False
+            else:
+                response = to_response(value)
+                if response.streams:
+                    self._launch(request, going=_known(response))
+                    return False
+                status = response.status
+                answer = self._encode(request, response)
+        except (Exception, asyncio.CancelledError) as error:
+            status, answer = self._failure(request, error)
+        finally:
+            CURRENT.reset(current)
+        self._leave(request, status, answer, monotonic())
+        return True
+
+    def _launch(
+        self,
+        request: Request,
+        response: Response | None = None,
+        going: Awaitable[Any] | None = None,
+    ) -> None:
+        task = begin(asyncio.get_running_loop(), self._serve(request, response, going))
         if not task.done():
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, request: Request, response: Response | None) -> None:
+    async def _serve(
+        self, request: Request, response: Response | None, going: Awaitable[Any] | None
+    ) -> None:
         """Run a coroutine or blocking handler and answer.
 
         :param response: what a synchronous one answered, if it sends its body itself. It needs a
             task, but no slot.
+        :param going: a coroutine of the answer, if the handler was called already.
         """
         CURRENT.set(request)  # of this task alone
         connection: HttpProtocol = request.connection  # type: ignore[assignment]
@@ -152,9 +196,12 @@ class Running(Leaving):
         try:
             if response is None:
                 head = request.head
-                request.rid = head.request_id or self._next_id()
+                if going is None:
+                    request.rid = head.request_id or self._next_id()
                 route = head.route
-                if route.kind is BLOCKING:
+                if going is not None:
+                    value = await going
+                elif route.kind is BLOCKING:
                     loop = asyncio.get_running_loop()
                     run = copy_context().run
                     value = await loop.run_in_executor(self.threads, run, route.call, request)
@@ -216,3 +263,8 @@ class Running(Leaving):
         else:
             answer = self._encode(request, response)
             self._leave(request, response.status, answer, monotonic())
+
+
+async def _known(response: Response) -> Response:
+    """Return what is known already, for a task that sends its body."""
+    return response

@@ -11,6 +11,7 @@ from fluxor_fast.cache import Cache
 from fluxor_fast.db.pool import Database
 from fluxor_fast.errors import BootError
 from fluxor_fast.http.request import Request
+from fluxor_fast.observability.checks import disk_space
 from fluxor_fast.observability.health import HealthChecks
 from fluxor_fast.redis import Redis
 from fluxor_fast.service.schema import ensure_schema
@@ -114,6 +115,7 @@ def _checks(app: App, database: Database, redis: Redis | None) -> HealthChecks:
     checks.add("server", server)
     # its own limit is a second for a connection and one for the answer
     checks.add("database", database.check, timeout=3.0)
+    checks.add("disk", disk_space("/", least_percent=1.0), critical=False)
     if redis is not None:
         # whoever asks it has another way
         checks.add("redis", redis.check, critical=False)

@@ -1,0 +1,246 @@
+"""Cached handlers as routes: known answers need no task, and all else is as for any coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fluxor_fast import App, HTTPError, Request, Response
+from fluxor_fast.cache import Cache
+from fluxor_fast.composition import Layer
+from fluxor_fast.config import Settings
+from fluxor_fast.middleware.compression import Compression
+from fluxor_fast.middleware.etag import ETag
+from fluxor_fast.middleware.recovery import Recovery
+from fluxor_fast.middleware.security_headers import SecurityHeaders
+from tests.support.inprocess import in_loop, serving
+
+PLEASE = "X-Word: please"
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "CACHE.md"
+
+
+class Door(Layer):
+    """Lets in who says the word; notes in which tasks it sees answers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.tasks: list[Any] = []
+
+    def begin(self, request: Request) -> Any:
+        self.asked += 1
+        if request.headers.get("x-word") != "please":
+            raise HTTPError(403)
+
+    def finish(self, request: Request, value: Any) -> Any:
+        self.tasks.append(asyncio.current_task())
+        return value
+
+
+def plain(call_next: Any, route: Any) -> Any:
+    """Middleware of a user's own."""
+
+    async def around(request: Request) -> Any:
+        response = await call_next(request)
+        response.headers["X-Plain"] = "1"
+        return response
+
+    return around
+
+
+class Profiles:
+    """An application with one cached route, which counts what it computes."""
+
+    def __init__(self, *middleware: Any, **options: Any) -> None:
+        self.app = App()
+        self.cache = Cache()
+        self.computed = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+        @self.app.get("/users/{id:int}", middleware=middleware, **options)
+        @self.cache.cached(ttl=60, key=lambda request, id: id, name="users")
+        async def user(request: Request, id: int) -> dict[str, Any]:
+            self.computed += 1
+            await self.gate.wait()
+            if id == 404:
+                raise HTTPError(404)
+            if id == 500:
+                raise ZeroDivisionError
+            return {"id": id, "text": "x" * 2000}
+
+        self.user: Any = user
+
+
+@in_loop
+async def test_a_known_answer_needs_no_task() -> None:
+    door = Door()
+    profiles = Profiles(door)
+    async with serving(profiles.app) as server:
+        client = await server.connect()
+        answers = [await client.get("/users/7", PLEASE) for _ in range(3)]
+        assert len({answer.body for answer in answers}) == 1
+        assert answers[0].json()["id"] == 7
+    assert profiles.computed == 1
+    assert [task is None for task in door.tasks] == [False, True, True]
+
+
+@in_loop
+async def test_who_may_not_see_it_is_not_answered_from_the_cache() -> None:
+    door = Door()
+    profiles = Profiles(door)
+    async with serving(profiles.app) as server:
+        client = await server.connect()
+        assert (await client.get("/users/7", PLEASE)).status == 200
+        refused = await client.get("/users/7")
+        assert refused.status == 403
+        assert b"xx" not in refused.body
+        assert (await client.get("/users/7", PLEASE)).status == 200
+    assert door.asked == 3  # once for each request, known or not
+
+
+@pytest.mark.parametrize("middleware", [[], [plain]], ids=["layers", "and one of another kind"])
+@in_loop
+async def test_first_and_later_answers_do_not_differ(middleware: list[Any]) -> None:
+    profiles = Profiles(*middleware, ETag(), Compression())
+    profiles.app.add_middleware(Recovery())
+    profiles.app.add_middleware(SecurityHeaders())
+    async with serving(profiles.app) as server:
+        client = await server.connect()
+        for method in ("GET", "HEAD"):
+            answers = [
+                await client.get("/users/7", "Accept-Encoding: gzip", method=method)
+                for _ in range(3)
+            ]
+            headers = [
+                {k: v for k, v in answer.headers.items() if k not in ("date", "x-request-id")}
+                for answer in answers
+            ]
+            assert headers[0] == headers[1] == headers[2]
+            assert headers[0]["content-encoding"] == "gzip"
+            assert "etag" in headers[0]
+            assert "x-frame-options" in headers[0]
+            assert ("x-plain" in headers[0]) == bool(middleware)
+            assert len({answer.body for answer in answers}) == 1
+            assert len({answer.headers["x-request-id"] for answer in answers}) == 3
+    assert profiles.computed == 1
+
+
+@in_loop
+async def test_a_decorator_around_a_cached_handler_is_not_left_out() -> None:
+    profiles = Profiles()
+
+    @functools.wraps(profiles.user)  # which copies its attributes
+    async def guarded(request: Request, id: int) -> Any:
+        if request.headers.get("x-word") != "please":
+            raise HTTPError(403)
+        return await profiles.user(request, id)
+
+    profiles.app.get("/guarded/{id:int}")(guarded)
+    async with serving(profiles.app) as server:
+        client = await server.connect()
+        assert (await client.get("/users/1")).status == 200
+        assert (await client.get("/guarded/1", PLEASE)).status == 200
+        assert (await client.get("/guarded/1")).status == 403
+
+
+@in_loop
+async def test_errors_are_answered_and_computed_each_time() -> None:
+    profiles = Profiles(Recovery())
+    async with serving(profiles.app) as server:
+        client = await server.connect()
+        for status in (404, 500):
+            for _ in range(2):
+                assert (await client.get(f"/users/{status}")).status == status
+    assert profiles.computed == 4
+
+
+@in_loop
+async def test_known_answers_do_not_wait_for_each_other_and_the_limit_holds() -> None:
+    profiles = Profiles()
+    async with serving(profiles.app, slots=2) as server:
+        client = await server.connect()
+        await client.get("/users/1")
+        profiles.gate.clear()
+        others = [await server.connect() for _ in range(3)]
+        for number, other in enumerate(others):
+            await other.send(b"GET /users/%d HTTP/1.1\r\nHost: test\r\n\r\n" % (number + 2))
+        while profiles.computed < 3:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert profiles.computed == 3  # the third waits for a slot
+        profiles.gate.set()
+        for number, other in enumerate(others):
+            assert (await other.answer()).json()["id"] == number + 2
+
+
+@in_loop
+async def test_pipelined_requests_are_answered_in_order_known_or_not() -> None:
+    profiles = Profiles()
+    async with serving(profiles.app) as server:
+        client = await server.connect()
+        await client.get("/users/1")
+        order = [1, 2, 1, 404, 2, 1, 3]
+        await client.send(
+            b"".join(b"GET /users/%d HTTP/1.1\r\nHost: test\r\n\r\n" % each for each in order)
+        )
+        answers = [await client.answer() for _ in order]
+        assert [answer.json().get("id", 404) for answer in answers] == order
+
+
+@in_loop
+async def test_an_exempt_route_may_be_cached() -> None:
+    profiles = Profiles(priority="exempt")
+    async with serving(profiles.app) as server:
+        client = await server.connect()
+        assert [(await client.get("/users/1")).status for _ in range(2)] == [200, 200]
+    assert profiles.computed == 1
+
+
+@in_loop
+async def test_a_layer_that_answers_by_itself_is_believed() -> None:
+    class Closed(Layer):
+        def begin(self, request: Request) -> Any:
+            return Response("closed", status=503)
+
+    profiles = Profiles(Closed())
+    async with serving(profiles.app) as server:
+        answer = await (await server.connect()).get("/users/1")
+        assert (answer.status, answer.body) == (503, b"closed")
+    assert profiles.computed == 0
+
+
+@in_loop
+async def test_the_example_of_the_documentation_works() -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(source, DOCUMENT, "exec", dont_inherit=True), names)
+    app, rows, read = names["app"], {1: "old"}, []
+
+    async def reading(id: int) -> Any:
+        read.append(id)
+        return {"name": rows[id]}
+
+    async def writing(id: int, value: Any) -> None:
+        rows[id] = value
+
+    app.settings = Settings()
+    app.state.users = SimpleNamespace(read=reading, write=writing)
+    await app.start()
+    async with serving(app) as server:
+        client = await server.connect()
+        for name in ("old", "new"):
+            for _ in range(2):
+                assert (await client.get("/users/1")).json() == {"name": name}
+            await client.send(
+                b'PUT /users/1 HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n"new"'
+            )
+            assert (await client.answer()).status == 204
+    await app.stop()
+    assert read == [1, 1]
