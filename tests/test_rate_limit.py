@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fluxor_fast import App, HTTPError, Request
+from fluxor_fast.composition import offer
 from fluxor_fast.http.response import Response
 from fluxor_fast.limits.gcra import SECOND
 from fluxor_fast.middleware.rate_limit import RateLimit
@@ -217,6 +218,24 @@ async def test_kinds_of_handlers_are_limited_alike() -> None:
         client = await server.connect()
         for path in ("/sync", "/async", "/blocking"):
             assert await passed(client, 6, path=path) == 2
+
+
+@in_loop
+async def test_an_answer_that_is_known_at_once_is_limited_too() -> None:
+    """The second form of a coroutine function (``composition.offer``) goes through the layer."""
+    for redis in (None, lambda request: None):
+        app = App()
+
+        async def slow(request: Request) -> dict[str, str]:
+            return {"known": "later"}
+
+        offer(slow, lambda request: {"known": "at once"})
+        app.get("/", middleware=[RateLimit(2, redis=redis)])(slow)
+        async with serving(app) as server:
+            client = await server.connect()
+            answers = [await client.get() for _ in range(4)]
+            assert [one.status for one in answers] == [200, 200, 429, 429]
+            assert answers[0].json() == {"known": "at once"}
 
 
 @in_loop

@@ -52,7 +52,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from fluxor_fast.composition import Layer
+from fluxor_fast.composition import Layer, offer, sooner_of
 from fluxor_fast.errors import HTTPError, RedisAway
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import JSON, Response, header_line
@@ -125,13 +125,22 @@ class RateLimit(Layer):
             return call_next
         if self._by_client and self._instead_of is None and route.kind is Kind.SYNC:
             return self._around(call_next)
-        if self._redis is None or route.kind is not Kind.ASYNC:
+        redis_of = self._redis
+        if redis_of is None or route.kind is not Kind.ASYNC:
             return super().__call__(call_next, route)
 
         async def limited(request: Request) -> Any:
-            early = await self._begin_everywhere(request)
+            redis = redis_of(request)
+            if redis is None:
+                early = self.begin(request)
+            else:
+                early = await self._begin_everywhere(request, redis)
             return await call_next(request) if early is None else early
 
+        sooner = sooner_of(call_next)
+        if sooner is not None:
+            here = self._at_once(sooner)
+            offer(limited, lambda r: here(r) if redis_of(r) is None else limited(r))
         return limited
 
     def begin(self, request: Request) -> Any:
@@ -172,11 +181,11 @@ class RateLimit(Layer):
 
         return limited
 
-    async def _begin_everywhere(self, request: Request) -> Any:
+    async def _begin_everywhere(self, request: Request, redis: Redis) -> Any:
         """Do as ``begin``, over all instances."""
-        redis, found = self._redis(request) if self._redis else None, self._account(request)
-        if redis is None or found is None:
-            return self.begin(request)
+        found = self._account(request)
+        if found is None:
+            return None
         limit, owner = found
         if not self._bound:
             self._bind(request.app)

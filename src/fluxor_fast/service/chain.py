@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from fluxor_fast.app import App, Middleware
+from fluxor_fast.composition import Layer
 from fluxor_fast.http.request import Request
 from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.cors import CORS
@@ -75,13 +76,18 @@ def _limits(app: App) -> _Limits:
     return made
 
 
-def by_identity(app: App) -> Middleware:
-    """Return middleware for inside of what finds out who it is: limits by user and API key."""
+class _ByIdentity(Layer):
+    def __init__(self, app: App) -> None:
+        self._app = app
 
-    def limited(call_next: Call, route: Route) -> Call:
+    def __call__(self, call_next: Call, route: Route) -> Call:
+        app = self._app
         if app.settings is None or not app.settings.web.rate_limit:
             return call_next
         limits = _limits(app)
         return limits.per_user(limits.per_key(call_next, route), route)
 
-    return limited
+
+def by_identity(app: App) -> Middleware:
+    """Return middleware for inside of what finds out who it is: limits by user and API key."""
+    return _ByIdentity(app)
