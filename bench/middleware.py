@@ -24,15 +24,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.steps import DOCUMENT, _timed, reference
 from fluxor_fast import App, Request
 from fluxor_fast.app import Middleware
+from fluxor_fast.arbiter.roll import indexes_for
+from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.http.response import Response
+from fluxor_fast.limits.table import Table
 from fluxor_fast.middleware.body_limit import BodyLimit
 from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.cors import CORS
 from fluxor_fast.middleware.etag import ETag
+from fluxor_fast.middleware.rate_limit import RateLimit
 from fluxor_fast.middleware.recovery import Recovery
 from fluxor_fast.middleware.security_headers import SecurityHeaders
 from fluxor_fast.middleware.timeout import Timeout
 from fluxor_fast.middleware.trusted_hosts import TrustedHosts
+from fluxor_fast.server.admission import KernelLock, full_fence
 from tests.support.turns import Bench, HandLoop, Silent
 
 __all__ = ["CASES", "measure"]
@@ -49,7 +54,8 @@ def _cors() -> CORS:
 
 
 def _chain() -> list[Middleware]:
-    return [Recovery(), _cors(), SecurityHeaders(), Compression()]
+    limit = RateLimit(10**6, window=86_400)
+    return [Recovery(), _cors(), SecurityHeaders(), limit, Compression()]
 
 
 def _identity(call_next: Any, route: Any) -> Any:
@@ -72,15 +78,28 @@ CASES: dict[str, Callable[[], Case]] = {
     "zstd_4k": lambda: ([Compression(codings=["zstd"])], GZIP, LARGE),
     "etag": lambda: ([ETag()], b"", DOCUMENT),
     "hosts": lambda: ([TrustedHosts(["127.0.0.1"])], b"", DOCUMENT),
+    "rate_limit": lambda: ([RateLimit(10**6, window=86_400)], b"", DOCUMENT),
+    "rate_limit_rested": lambda: ([RateLimit(10**6, window=1)], b"", DOCUMENT),
+    "rate_limit_refuses": lambda: ([RateLimit(1, window=3600)], b"", DOCUMENT),
     "body_limit": lambda: ([BodyLimit(1000)], b"", DOCUMENT),
     "chain": lambda: (_chain(), ORIGIN, DOCUMENT),
     "chain_gzip": lambda: (_chain(), ORIGIN + GZIP, DOCUMENT),
 }
 
 
+def _accounts() -> Table:
+    """The accounts of an instance of four workers."""
+    memory = SharedMemory(indexes_for(4), 1024)
+    return Table(
+        memory.accounts, memory.entries, memory.workers, 0,
+        fence=full_fence(), lock=lambda number: KernelLock(memory.fd, number), key=memory.key,
+    )  # fmt: skip
+
+
 def _batch(middleware: Sequence[Middleware], lines: bytes, document: dict[str, Any]) -> Any:
     """Return a function that serves 16 requests, as ``steps._batch``."""
     app = App()
+    app.accounts = _accounts()
     for one in middleware:
         app.add_middleware(one)
 
@@ -91,6 +110,8 @@ def _batch(middleware: Sequence[Middleware], lines: bytes, document: dict[str, A
     bench = Bench(app, HandLoop())
     bench.runner.block = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
     protocols = [bench.connect(Silent) for _ in range(16)]
+    for number, protocol in enumerate(protocols):
+        protocol._peer = f"192.0.2.{number}"
     head = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n" + lines + b"\r\n"
 
     def serve() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fluxor_fast import App
+from fluxor_fast import App, Request
 from fluxor_fast.config import Settings, load
 from fluxor_fast.errors import ConfigError
 from fluxor_fast.service import chain
@@ -59,6 +60,43 @@ def test_what_is_no_origin_or_host_is_told_before_anything_starts() -> None:
     ]
     assert "an origin is scheme://host" in str(told.value)
     assert "a host is a name" in str(told.value)
+
+
+@in_loop
+async def test_limits_are_off_unless_wanted_and_then_the_originals() -> None:
+    for on, policies in ((False, None), (True, '"client";q=1000;w=60')):
+        async with serving(await started(rate_limit=on)) as server:
+            answer = await (await server.connect()).get("/")
+            assert answer.headers.get("ratelimit-policy") == policies
+
+
+@in_loop
+async def test_who_is_known_has_the_limit_of_the_user_or_the_key() -> None:
+    app = await started(rate_limit=True)
+    app.state.runtime = SimpleNamespace(redis=None)
+
+    def known(call_next: Any, route: Any) -> Any:
+        def call(request: Request) -> Any:
+            name, tier = request.query["is"], request.query.get("tier")
+            request.state[name] = SimpleNamespace(user_id=1, id=2, tier=tier)
+            return call_next(request)
+
+        return call
+
+    async def mine(request: Request) -> dict[str, bool]:
+        return {"mine": True}
+
+    app.get("/mine", middleware=[known, chain.by_identity(app)])(mine)
+    async with serving(app) as server:
+        client = await server.connect()
+        for asked, policy in (
+            ("user", '"user";q=5000;w=60'),
+            ("api_key", '"api_key";q=5000;w=60'),
+            ("api_key&tier=basic", '"api_key-basic";q=1000;w=60'),
+            ("api_key&tier=premium", '"api_key-premium";q=10000;w=60'),
+        ):
+            answer = await client.get(f"/mine?is={asked}")
+            assert answer.headers["ratelimit-policy"] == f'"client";q=1000;w=60, {policy}'
 
 
 def test_a_star_with_credentials_is_told_with_the_other_faults() -> None:

@@ -117,6 +117,8 @@ class App(_Verbs):
     """The effective ``Settings``."""
     metrics: Any = None
     """The instance's figures (``observability.metrics.InstanceMetrics``)."""
+    accounts: Any = None
+    """The instance's accounts of rate limits (``limits.table.Table``), once somebody wants them."""
     shared: Any = None
     """What the workers of the instance share (``arbiter.shared.SharedMemory``)."""
     stopping: bool = False

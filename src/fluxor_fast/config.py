@@ -120,6 +120,7 @@ Networks = Annotated[
     tuple[IPv4Network | IPv6Network | Literal["unix"], ...], BeforeValidator(_networks)
 ]
 Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
+Accounts = Annotated[int, Field(ge=1024, le=2**22, multiple_of=8)]
 Origins = Annotated[Names, AfterValidator(_origins)]
 Hosts = Annotated[Names, AfterValidator(_hosts)]
 Descriptor = Annotated[int, Field(ge=3, le=2**31 - 1)]
@@ -204,6 +205,7 @@ class ServerSettings(_Section):
     max_body: Size = _knob(1_048_576, "bytes of a body, held in memory; ample for JSON")
     body_memory: Size = _knob(134_217_728, "bytes of all unfinished bodies; slowest end; 0: any")
     max_pipeline: Count = _knob(32, "requests at once on a connection; so none takes all slots")
+    rate_limit_accounts: Accounts = _knob(65_536, "accounts of rate limits; 16 MiB with 4 workers")
     adaptive: bool = _knob(False, "lower the limit while the service is slow; off: it is fixed")
     adaptive_floor: Count = _knob(20, "least the limit may adapt to; so that something is measured")
     slice_ms: Millis = _knob(2.0, "milliseconds of handlers per loop turn; then it looks around")
@@ -328,6 +330,7 @@ class WebSettings(_Section):
     security_headers: bool = _knob(True, "headers that make browsers careful; they cost little")
     compression: bool = _knob(True, "compress answers of 1 KiB and more; clients ask for it")
     trusted_hosts: Hosts = _knob((), "api.example.com or *.example.com; none: whatever is asked")
+    rate_limit: bool = _knob(False, "1,000 a minute of an address; off: it may be a proxy's")
 
 
 class ObservabilitySettings(_Section):

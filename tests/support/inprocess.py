@@ -40,6 +40,7 @@ from fluxor_fast.server.protocol import HttpProtocol
 from fluxor_fast.server.proxied import Complaints, ProxiedProtocol
 from fluxor_fast.server.tls import Certificates
 
+LISTS = ("vary", "ratelimit", "ratelimit-policy")  # fields that may come more than once
 PATIENCE = 10.0  # seconds until a test that waits for something gives up
 
 Test = Callable[..., Coroutine[Any, Any, None]]
@@ -132,7 +133,7 @@ class Client:
                 found = re.fullmatch(rb"([A-Za-z0-9-]+): ([\x20-\x7e]*)", one)
                 assert found, f"not a header line: {one!r}"
                 name = found[1].decode().lower()
-                assert name == "vary" or name not in headers, f"{name} comes twice"
+                assert name in LISTS or name not in headers, f"{name} comes twice"
                 before = f"{headers[name]}, " if name in headers else ""
                 headers[name] = before + found[2].decode()
             if status < 200:

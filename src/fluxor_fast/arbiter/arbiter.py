@@ -115,7 +115,8 @@ class Arbiter:
         self._inherited = inherited
         self._folder = home()
         count = version.settings.server.worker_count
-        self._memory = inherited.memory if inherited else SharedMemory(indexes_for(count))
+        accounts = version.settings.server.rate_limit_accounts
+        self._memory = inherited.memory if inherited else SharedMemory(indexes_for(count), accounts)
         most = most_workers(self._memory.workers)
         self._replacing = Replacing(version, most, reload, self._folder)
         self._listeners = self._replacing.listeners

@@ -23,6 +23,7 @@ FIXED: Final = (
     "server.listener",
     "server.proxy_protocol",
     "server.pid_file",
+    "server.rate_limit_accounts",
     "database.embedded",
 )
 """Settings that cannot change while the instance serves."""

@@ -11,7 +11,8 @@ Layout, in words::
 
     header   magic, layout version, worker indexes, fold sequence, start (epoch seconds),
              limit (what normal requests are refused at; 0: the static one), key (2 words),
-             level (least level logged; 0: that of the settings), 7 spare words
+             level (least level logged; 0: that of the settings), accounts (how many entries),
+             6 spare words
     permits      one word per worker index   requests in the system
     slots        one word per worker index   requests running that wait for something
     connections  one word per worker index   open connections
@@ -25,6 +26,8 @@ Layout, in words::
                  (see ``server.clients``); a page that nobody counts in takes no memory
     generations  GENERATIONS words by which caches outdate what they hold (see ``cache.memory``);
                  any worker counts them on, and takes a lock of the kernel's for it
+    accounts     entries of rate limits, two words per worker index in each and one more
+                 (see ``limits.table``); likewise
 
 Rules:
 
@@ -35,9 +38,11 @@ Rules:
    the base and set to zero, within an odd-even sequence (a seqlock), so that a reader never
    sees a total go back or count twice.
 3. Gauges are zeroed at the reap: a dead worker holds nothing.
-4. Counters decide nothing: admission reads permits, slots, connections, claims, routes, clients
+4. What is in ``accounts`` is no worker's when it is gone: it stays, and pays itself off. The first
+   word of an entry is written by whoever holds the lock of its set.
+5. Counters decide nothing: admission reads permits, slots, connections, claims, routes, clients
    and the limit, never a counter.
-5. A row of ``routes`` belongs to a route, not to a place in the order of registration: while an
+6. A row of ``routes`` belongs to a route, not to a place in the order of registration: while an
    application is reloaded, workers with other routes live side by side. A row is another route's
    when no worker uses it any more, which the workers' ``ROUTES`` words tell.
 """
@@ -65,13 +70,14 @@ __all__ = [
     "Word",
 ]
 
-LAYOUT_VERSION: Final = 6
+LAYOUT_VERSION: Final = 7
 _MAGIC: Final = 0x464C55584F52_4641  # "FLUXORFA"
 _HEADER: Final = 16
 _FOLD: Final = 3
 _LIMIT: Final = 5
 _KEY: Final = 6
 _LEVEL: Final = 8
+_ACCOUNTS: Final = 9
 # bytes of the file that are locked; limits are below
 _ARBITERS, _ROUTES, _GENERATIONS = (1 << 16) + 0, (1 << 16) + 1, (1 << 16) + 2
 
@@ -158,14 +164,16 @@ class SharedMemory:
     """The mapping. Made by the arbiter, inherited by the workers through the fork.
 
     :param workers: how many worker indexes there are.
+    :param accounts: how many entries there are for rate limits.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._map(os.memfd_create("fluxor-fast", os.MFD_CLOEXEC), workers)
+    def __init__(self, workers: int, accounts: int = 0) -> None:
+        self._map(os.memfd_create("fluxor-fast", os.MFD_CLOEXEC), workers, accounts)
         for at in (_KEY, _KEY + 1):
             self._words[at] = secrets.randbits(64)
         self._words[1] = LAYOUT_VERSION
         self._words[2] = workers
+        self._words[_ACCOUNTS] = accounts
         self._words[4] = int(time.time())
         self._words[0] = _MAGIC
 
@@ -187,18 +195,20 @@ class SharedMemory:
                 f"its layout is version {words[1]}, and this one knows version {LAYOUT_VERSION}"
             )
         memory = cls.__new__(cls)
-        memory._map(fd, words[2])
+        memory._map(fd, words[2], words[_ACCOUNTS])
         return memory
 
-    def _map(self, fd: int, workers: int) -> None:
+    def _map(self, fd: int, workers: int, accounts: int) -> None:
         self.fd = fd
         self.workers = workers
+        self.entries = accounts
         row = (workers + 7) // 8 * 8  # whole cache lines
         rows = 5 + ROUTES
         self._base = _HEADER + rows * row + ROUTES
         clients = self._base + (workers + 1) * REGION
         generations = clients + workers * CLIENTS
-        size = 8 * (generations + GENERATIONS)
+        account = generations + GENERATIONS
+        size = 8 * (account + accounts * ((2 * workers + 8) // 8 * 8))
         if os.fstat(fd).st_size != size:  # a new one; all of it is zero
             os.ftruncate(fd, size)
         self._words = memoryview(mmap.mmap(fd, size)).cast("Q")
@@ -212,7 +222,8 @@ class SharedMemory:
         self.limit = self._words[_LIMIT : _LIMIT + 1]
         self.level = self._words[_LEVEL : _LEVEL + 1]
         self.clients = self._words[clients:generations]
-        self.generations = self._words[generations:]
+        self.generations = self._words[generations:account]
+        self.accounts = self._words[account:]
 
     @contextmanager
     def _alone(self, byte: int) -> Iterator[None]:

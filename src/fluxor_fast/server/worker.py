@@ -49,6 +49,7 @@ from fluxor_fast.arbiter.shared import CLIENTS, LOOK_SECONDS, ROUTES, SharedMemo
 from fluxor_fast.asgi.serve import AsgiApp, Interface, is_asgi
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import AppImportError, BootError, FluxorError
+from fluxor_fast.limits.table import Table
 from fluxor_fast.middleware.access_log import AccessLog
 from fluxor_fast.observability import logs
 from fluxor_fast.observability.metrics import InstanceMetrics
@@ -82,6 +83,7 @@ RESERVED_DESCRIPTORS = 24  # for listeners, connections that are being refused, 
 # which byte of the shared file is locked for which limit
 PERMITS_BYTE, SLOTS_BYTE, CONNECTIONS_BYTE = range(3)  # then one for each route
 CLIENTS_BYTE = CONNECTIONS_BYTE + 1 + ROUTES
+ACCOUNTS_BYTE = 1 << 17  # and one for each set of accounts
 
 
 def load_app(name: str, folder: Path | None = None, interface: Interface = "auto") -> App:
@@ -217,6 +219,7 @@ class Worker:
         self._keep_idle = inf  # until when idle connections are kept, once it drains
         self.threads: Executor = ThreadPoolExecutor(settings.server.threads, "fluxor-blocking")
         app.settings = settings
+        app.accounts = self._accounts()
         app.metrics = InstanceMetrics(memory, settings.server.capacity, self.region)
         app.shared = memory
 
@@ -417,6 +420,20 @@ class Worker:
         )
         self._sweep(service)
         return service
+
+    def _accounts(self) -> Table | None:
+        memory = self.memory
+        if not memory.entries:
+            return None
+        return Table(
+            memory.accounts,
+            memory.entries,
+            memory.workers,
+            self.index,
+            fence=full_fence(),
+            lock=lambda number: KernelLock(memory.fd, ACCOUNTS_BYTE + number),
+            key=memory.key,
+        )
 
     def _client_limit(self) -> ClientLimit | None:
         server, memory = self.settings.server, self.memory

@@ -20,6 +20,7 @@ from fluxor_fast.auth.roles import authenticated, require_role
 from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
+from fluxor_fast.service import chain
 from fluxor_fast.service.answers import (
     FORBIDDEN,
     AdminMetrics,
@@ -49,7 +50,7 @@ FEATURES = [
 
 def add_routes(app: App) -> None:
     """Register these routes on ``app``."""
-    admin = (authenticated(tokens_of), require_role("admin"))
+    admin = (authenticated(tokens_of), chain.by_identity(app), require_role("admin"))
 
     def exempt(path: str, answers: dict[int, Answer]) -> Any:
         return app.get(path, priority="exempt", contract=Contract(answers))

@@ -17,6 +17,7 @@ from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
+from fluxor_fast.service import chain
 from fluxor_fast.service.answers import BUSY_DATABASE, INVALID, TAKEN, User, UserPage
 from fluxor_fast.service.forms import NewUser, Page, page_of, parse
 from fluxor_fast.service.runtime import Runtime, runtime, tokens_of
@@ -39,7 +40,7 @@ SQL by hand) shows within that time, and in what they may do with their next tok
 
 def add_routes(app: App, cache: Cache) -> None:
     """Register these routes on ``app``."""
-    signed_in = (authenticated(tokens_of),)
+    signed_in = (authenticated(tokens_of), chain.by_identity(app))
     app.get(
         "/api/users",
         middleware=signed_in,
