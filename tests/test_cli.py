@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import yaml
 
-from tests.support.server import APPS
-
-
-def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("FLUXOR_")
-        and name not in ("PORT", "DB_HOST", "DATABASE_URL", "JWT_SECRET", "CONFIG_PATH")
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "fluxor_fast", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        cwd=APPS,
-        env={**clean, **env},
-    )
+from tests.support.command import command as run
 
 
 def test_check_prints_the_effective_settings_without_secrets() -> None:

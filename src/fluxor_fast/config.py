@@ -224,6 +224,7 @@ class DatabaseSettings(_Section):
     idle: Seconds = _knob(300.0, "seconds until an unused connection closes; outlasts a lull")
     statement_timeout: Seconds = _knob(5.0, "seconds for a statement; a bad one must not hold on")
     connect_timeout: Seconds = _knob(3.0, "seconds to reach the server; a lost packet costs one")
+    migrate: bool = _knob(True, "bring the tables up to date at the start; off: refuse old ones")
 
     def pool_sizes(self, max_ccu: int) -> tuple[int, int]:
         """Return (min, max); where one is explicit, the derived other one gives way."""

@@ -50,6 +50,8 @@ ROUND_SECONDS = 1.0
 """Time between two looks while the database is there."""
 AWAY_SECONDS = 0.5
 """The same while it is away: back within a second of the server, well below the 2 s promised."""
+PREPARE_SECONDS = 20.0
+"""How long ``prepare`` may take: less than a worker has for its start."""
 PACE_SECONDS = 0.05
 """Least time between two looks, however many connections are lost."""
 RECONNECT_SECONDS = 5.0
@@ -131,9 +133,11 @@ class Keeper:
         """Wait for the first look and return whether the database was there.
 
         :raises BootError: when no further try could succeed: authentication failed, the
-            database or role does not exist, or privileges are missing.
+            database or role does not exist, privileges are missing, or ``prepare`` says so.
         """
         await self._looked.wait()
+        if isinstance(self._failure, BootError):
+            raise self._failure
         if self._failure is not None and needs_a_person(self._failure):
             raise BootError(f"the database {self.place} refuses: {reason(self._failure)}")
         return self.pool is not None
@@ -188,6 +192,11 @@ class Keeper:
             return
         try:
             await self._contact()
+        except BootError as error:  # of prepare: there is no pool, and so there stays none
+            if str(error) != str(self._failure):
+                logger.error("database %s: %s", self.place, error)
+            self._failure = error
+            return
         except (psycopg.Error, OSError, TimeoutError) as error:
             self._note_failure(error)
             return
@@ -234,13 +243,15 @@ class Keeper:
             connection = await Connection.connect(
                 self._conninfo, autocommit=True, row_factory=dict_row
             )
-        limit = CHECK_SECONDS + (0 if self.pool else self._options.statement_timeout)
-        timer = asyncio.get_running_loop().call_later(limit, hang_up, connection)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(CHECK_SECONDS, hang_up, connection)
         try:
             await self._configure(connection)
             if self.pool is None:
                 await self._fit_size(connection)
                 if self._options.prepare is not None:
+                    timer.cancel()
+                    timer = loop.call_later(PREPARE_SECONDS, hang_up, connection)
                     await self._options.prepare(connection)
         finally:
             timer.cancel()

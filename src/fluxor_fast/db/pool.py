@@ -140,7 +140,7 @@ class Database:
         """Wait until the database was tried once, and return whether it is ready.
 
         :raises BootError: when no further try could succeed: authentication failed, the
-            database or role does not exist, or privileges are missing.
+            database or role does not exist, privileges are missing, or ``prepare`` raised it.
         """
         return await self._keeper.first_look()
 

@@ -11,7 +11,7 @@ from fluxor_fast.db.pool import Database
 from fluxor_fast.errors import BootError
 from fluxor_fast.http.request import Request
 from fluxor_fast.observability.health import HealthChecks
-from fluxor_fast.service.schema import ensure_schema
+from fluxor_fast.service.schema import check_schema, ensure_schema
 
 __all__ = ["Runtime", "has_room", "install", "runtime", "tokens_of"]
 
@@ -76,7 +76,9 @@ async def _start(app: App) -> Runtime:
     key = secret.get_secret_value().encode("utf-8", "surrogatepass")
     tokens = Tokens(key, settings.auth.token_seconds)
     database = Database.from_settings(
-        settings, prepare=ensure_schema, publish=app.metrics.publish_pool
+        settings,
+        prepare=ensure_schema if settings.database.migrate else check_schema,
+        publish=app.metrics.publish_pool,
     )
     await database.open()
     try:

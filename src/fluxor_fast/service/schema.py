@@ -1,46 +1,35 @@
-"""The tables of the reference service.
+"""The tables of the reference service: the numbered files in ``migrations``.
 
-Every worker runs ``ensure_schema`` when the database appears. An advisory lock lets one of them
-make the tables while the others wait; all of it is one transaction, so there is never half a
-schema, and the index made last tells that all is there. Then nothing is written: a read-only
-standby passes.
+Each worker runs one of these when the database appears: the first to come makes what is missing
+while the others wait (``db.migrations``).
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
 from fluxor_fast.db.connection import Connection
+from fluxor_fast.db.migrations import Migration, check, migrate, read_folder
 
-__all__ = ["ensure_schema"]
+__all__ = ["check_schema", "ensure_schema", "migrations"]
 
-LOCK = 0x666C_7578_6F72  # "fluxor"; any number nobody else takes will do
+PATIENCE: Final = 3.0
+"""Seconds to wait for another worker that migrates; then the keeper tries again."""
 
-_USERS = """
-create table if not exists users (
-    id bigint generated always as identity primary key,
-    email text not null,
-    name text,
-    password_hash text,
-    roles text[] not null default '{user}',
-    created_at timestamptz not null default now()
-)
-"""
-# without regard to case, as mail hosts treat addresses
-_USERS_EMAIL = "create unique index if not exists users_email_key on users (lower(email))"
-_THERE = "select to_regclass('users') is not null and to_regclass('users_email_key') is not null"
+
+@cache
+def migrations() -> list[Migration]:
+    """Return the service's own files."""
+    return read_folder(files("fluxor_fast.service") / "migrations")
 
 
 async def ensure_schema(connection: Connection) -> None:
-    """Make what tables are missing; ``connection`` is in autocommit mode."""
-    if await _is_there(connection):
-        return
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(%s)", (LOCK,))
-        if not await _is_there(connection):
-            await connection.execute(_USERS)
-            await connection.execute(_USERS_EMAIL)
+    """Apply what has not been applied; ``connection`` is in autocommit mode."""
+    await migrate(connection, migrations(), patience=PATIENCE)
 
 
-async def _is_there(connection: Connection) -> bool:
-    cursor = await connection.execute(f"{_THERE} as there")
-    row = await cursor.fetchone()
-    return row is not None and row["there"] is True
+async def check_schema(connection: Connection) -> None:
+    """See that all has been applied, and apply nothing."""
+    await check(connection, migrations())
