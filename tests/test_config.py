@@ -682,6 +682,7 @@ def test_names_of_knobs():
     }
     assert {path for path, knob in table.items() if knob.is_secret} == {
         "auth.jwt_secret",
+        "auth.jwt_previous_secret",
         "database.url",
     }
 

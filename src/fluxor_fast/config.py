@@ -253,7 +253,11 @@ class AuthSettings(_Section):
     """Tokens and passwords."""
 
     jwt_secret: Key | None = _knob(None, "signs tokens, 32 bytes or more; none can be a default")
-    token_seconds: Count = _knob(86_400, "life of a token; a day, as it cannot be taken back")
+    jwt_previous_secret: Key | None = _knob(None, "still verifies; none, unless keys are changed")
+    token_seconds: Count = _knob(
+        86_400, "life of an access token; a day, for clients that never refresh"
+    )
+    refresh_seconds: Count = _knob(2_592_000, "life of a session; a month, then a new login")
     hash_threads: Few = _knob(1, "password hashes at once, per worker; each fills a core")
     hash_queue: Size = _knob(64, "hashes waiting, per worker; a login flood must not take slots")
 
@@ -293,6 +297,7 @@ class Settings(_Section):
 _SECTIONS = {name: type(default) for name, default in Settings()}
 _ALIASES = {"server.port": "PORT", "database.host": "DB_HOST", "database.url": "DATABASE_URL"}
 _ALIASES["auth.jwt_secret"] = "JWT_SECRET"
+_SECRETS = ("auth.jwt_secret", "auth.jwt_previous_secret", "database.url")
 
 
 @dataclass(frozen=True)
@@ -316,10 +321,14 @@ def knobs() -> Iterator[Knob]:
         for name, field in model.model_fields.items():
             path, kind = f"{section}.{name}", field.annotation
             word = f"{section}_{name}" if section in ("tls", "database") else name
-            flag = None if name == "jwt_secret" else "--" + word.replace("_", "-")
+            flag = (
+                None
+                if name in ("jwt_secret", "jwt_previous_secret")
+                else "--" + word.replace("_", "-")
+            )
             names = (path, flag, f"FLUXOR_{word.upper()}", _ALIASES.get(path))
             about = (kind, field.default, field.description or "", kind is bool)
-            yield Knob(*names, *about, is_secret=path in ("auth.jwt_secret", "database.url"))
+            yield Knob(*names, *about, is_secret=path in _SECRETS)
 
 
 _Given = Iterator[tuple[str, Knob, object]]  # where (for messages), which knob, what value
@@ -447,8 +456,9 @@ def _reason(knob: Knob, value: object, error: Invalid) -> str:
 
 def secrets_of(settings: Settings) -> Iterator[str]:
     """Yield every secret among the settings, in the forms in which it may be met."""
-    if settings.auth.jwt_secret is not None:
-        yield settings.auth.jwt_secret.get_secret_value()
+    for secret in (settings.auth.jwt_secret, settings.auth.jwt_previous_secret):
+        if secret is not None:
+            yield secret.get_secret_value()
     parts = urlsplit(settings.database.effective_url or "")
     if parts.password:
         yield parts.password
@@ -461,7 +471,8 @@ def secrets_of(settings: Settings) -> Iterator[str]:
 def masked(settings: Settings) -> str:
     """Return the effective settings as YAML with what is derived, and without the secrets."""
     data = settings.model_dump(mode="json")
-    data["auth"]["jwt_secret"] = settings.auth.jwt_secret and "********"
+    for name in ("jwt_secret", "jwt_previous_secret"):
+        data["auth"][name] = getattr(settings.auth, name) and "********"
     # The checks leave no @ but the one after the password, which may be a parameter as well.
     url = re.sub(r"(://[^:@]*):[^@]*@", r"\1:********@", settings.database.effective_url or "")
     url = re.sub(r"([?&][^=&]*(?:pass|secret|_key|%)[^=&]*=)[^&]*", r"\1********", url)

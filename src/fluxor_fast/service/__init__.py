@@ -5,7 +5,7 @@
 
 from fluxor_fast import __version__, openapi
 from fluxor_fast.app import App
-from fluxor_fast.service import accounts, chain, runtime, status, users
+from fluxor_fast.service import accounts, chain, keys, runtime, sessions, status, users
 
 __all__ = ["app", "build"]
 
@@ -17,6 +17,8 @@ def build() -> App:
     runtime.install(made)
     status.add_routes(made)
     accounts.add_routes(made)
+    sessions.add_routes(made)
+    keys.add_routes(made)
     users.add_routes(made)
     openapi.publish(made)
     return made
