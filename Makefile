@@ -8,7 +8,7 @@ FLAGS  ?=
 CONTRACT ?= long
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types imports check tls attack prove reloads chaos contract fuzz bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress clean
+.PHONY: help serve test lint types imports check tls attack prove reloads chaos contract fuzz bench bench-check bench-compare bench-serve bench-overload bench-kill smoke load spike stress backup restore clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -91,6 +91,16 @@ bench-kill: $(VENV)/.bench ## what SIGKILL of a worker costs, request by request
 
 smoke load spike stress: $(VENV)/.load ## k6 scenarios against a service of their own
 	$(BIN)/python loadtest/run.py $@ $(FLAGS)
+
+# DATABASE_URL if it is set, else the data of `make serve`, which may run meanwhile.
+backup: FILE ?= backups/$(shell date -u +%Y%m%dT%H%M%SZ).dump
+backup: $(VENV)/.serve ## write the database to FILE=backups/TIME.dump and its manifest
+	@mkdir -p $(dir $(FILE))
+	@$(BIN)/fluxor-fast backup $(FILE) --database-embedded .data/postgres $(FLAGS)
+
+restore: $(VENV)/.serve ## bring FILE=… into an empty database; FLAGS=--clean: in place of its tables
+	@test -n "$(FILE)" || { echo "make restore FILE=backups/…"; exit 2; }
+	@$(BIN)/fluxor-fast restore $(FILE) --database-embedded .data/postgres $(FLAGS)
 
 clean: ## remove environment, data and results
 	rm -rf $(VENV) .data bench/results loadtest/results

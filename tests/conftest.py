@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -35,11 +36,35 @@ def postgres(postgres_folder: Path) -> Iterator[EmbeddedPostgres]:
         server.close()
 
 
-@pytest.fixture(scope="module")
-def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """URL of an empty database, dropped after the module."""
+@pytest.fixture
+def own(postgres_folder: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
+    """A server that the test may stop."""
+    server = EmbeddedPostgres(postgres_folder / request.node.name, max_connections=20)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@contextmanager
+def a_database(postgres: EmbeddedPostgres) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         yield postgres.url.replace("/postgres?", f"/{name}?")
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """URL of an empty database, dropped after the module."""
+    with a_database(postgres) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """URL of an empty database, dropped after the test."""
+    with a_database(postgres) as url:
+        yield url

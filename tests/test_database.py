@@ -9,18 +9,20 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 
+from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.config import DatabaseSettings, ServerSettings, Settings
 from fluxor_fast.db.connection import conninfo, needs_a_person, place
 from fluxor_fast.db.embedded import EmbeddedPostgres
 from fluxor_fast.db.pool import Connection, Database
 from fluxor_fast.errors import BootError, DatabaseBusy
+from fluxor_fast.observability.metrics import InstanceMetrics
+from tests.support import docs
 from tests.support.pure import run
 
 SIZES: dict[str, Any] = {
@@ -66,17 +68,6 @@ async def until(check: Callable[[], bool], what: str, seconds: float) -> None:
         await asyncio.sleep(0.01)
 
 
-@pytest.fixture
-def own(postgres_folder: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
-    """A server that the test may stop."""
-    server = EmbeddedPostgres(postgres_folder / request.node.name, max_connections=20)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.close()
-
-
 # queries
 
 
@@ -102,12 +93,12 @@ def test_a_transaction_is_all_or_nothing(database_url: str) -> None:
         async with opened(database_url) as database:
             await database.execute("create table whole (id int primary key)")
             with pytest.raises(psycopg.errors.UniqueViolation):
-                async with database.transaction() as connection:
-                    await connection.execute("insert into whole values (1)")
-                    await connection.execute("insert into whole values (1)")
+                async with database.transaction() as tx:
+                    await tx.execute("insert into whole values (1)")
+                    await tx.execute("insert into whole values (1)")
             assert await database.fetch_all("select * from whole") == []
-            async with database.transaction() as connection:
-                await connection.execute("insert into whole values (1)")
+            async with database.transaction() as tx:
+                await tx.execute("insert into whole values (1)")
             assert await database.fetch_all("select * from whole") == [{"id": 1}]
 
     run(main())
@@ -216,6 +207,19 @@ def test_the_shares_never_exceed_the_whole() -> None:
     for workers in range(1, 20):
         for total in range(workers, 60):
             assert shares(workers, 0, total)[1] * workers <= total
+
+
+def test_the_documented_sizes_are_those_of_the_code() -> None:
+    rows = []
+    for load, least, most in (
+        ("below 3,000", 1, 2999),
+        ("3,000 to 10,000", 3000, 10_000),
+        ("above 10,000", 10_001, 1_000_000),
+    ):
+        low, high = DatabaseSettings().pool_sizes(least)
+        assert DatabaseSettings().pool_sizes(most) == (low, high)
+        rows.append([load, str(high), str(low)])
+    docs.check("DATABASE.md", "pool sizes", docs.table("| `max_ccu` | most | kept open |", rows))
 
 
 def test_a_small_server_caps_the_pool_with_one_warning(
@@ -340,10 +344,10 @@ def test_one_silent_connection_is_hung_up_on_after_the_statement_timeout(
 
             async def transaction() -> None:
                 nonlocal pid
-                async with database.transaction() as connection:
-                    pid = connection.info.backend_pid
+                async with database.transaction() as tx:
+                    pid = tx.connection.info.backend_pid
                     os.kill(pid, signal.SIGSTOP)
-                    await connection.execute("select 1")
+                    await tx.execute("select 1")
 
             try:
                 with pytest.raises(DatabaseBusy, match="lost"):
@@ -398,6 +402,67 @@ def test_figures_are_published_each_round(database_url: str) -> None:
             figures = database.statistics()
             assert figures["pool_max"] == 4
             assert figures["connections_num"] >= 1
+
+    run(main())
+
+
+def test_figures_of_all_workers_meet_in_shared_memory(database_url: str) -> None:
+    memory = SharedMemory(2)
+    capacity = Settings().server.capacity
+    workers = [InstanceMetrics(memory, capacity, memory.region(index)) for index in range(2)]
+
+    def told(name: str) -> float:
+        lines = workers[0].prometheus().decode().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+    async def main() -> None:
+        async with (
+            opened(database_url, min_size=2, publish=workers[0].publish_pool) as one,
+            opened(database_url, min_size=2, publish=workers[1].publish_pool) as two,
+        ):
+            await until(lambda: told("database_connections") == 4, "both pools", 5)
+            async with one.transaction(), two.transaction(), two.transaction():
+                await until(lambda: told("database_connections_active") == 3, "those lent", 5)
+            await until(lambda: told("database_connections_active") == 0, "none lent", 5)
+
+    run(main())
+
+
+# lifetime and idle time
+
+
+def test_lifetime_and_idle_time_are_half_an_hour_and_five_minutes() -> None:
+    settings = Settings(
+        server=ServerSettings(workers=2),
+        database=DatabaseSettings(url="postgresql://u@db/x"),  # type: ignore[arg-type]
+    )
+    options = Database.from_settings(settings)._keeper._options
+    assert (options.lifetime, options.idle) == (30 * 60, 5 * 60)
+
+
+def test_a_connection_is_replaced_after_its_lifetime(database_url: str) -> None:
+    async def main() -> None:
+        async with opened(database_url, max_size=1, lifetime=0.3) as database:
+            pids = set()
+            deadline = time.monotonic() + 5
+            while len(pids) < 3:
+                assert time.monotonic() < deadline, f"not replaced: {pids}"
+                async with database.transaction() as tx:
+                    pids.add(tx.connection.info.backend_pid)
+                    await asyncio.sleep(0.01)
+
+    run(main())
+
+
+def test_what_is_above_the_least_closes_when_it_is_idle(database_url: str) -> None:
+    async def main() -> None:
+        async with opened(database_url, idle=0.3) as database:
+            async with AsyncExitStack() as stack:
+                for _ in range(4):
+                    await stack.enter_async_context(database.transaction())
+                assert database.statistics()["pool_size"] == 4
+            await until(lambda: database.statistics()["pool_size"] == 1, "one is left", 5)
+            await database.check()
 
     run(main())
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from psycopg.rows import dict_row
 
 from fluxor_fast.config import AuthSettings, DatabaseSettings, Settings
 from fluxor_fast.db.connection import Connection
-from fluxor_fast.db.embedded import EmbeddedPostgres
 from fluxor_fast.db.migrations import (
     LOCK,
     Migration,
@@ -30,6 +27,7 @@ from fluxor_fast.service import build
 from fluxor_fast.service.schema import ensure_schema, migrations
 from tests.support.command import command
 from tests.support.pure import FakeMetrics, run
+from tests.support.server import LiveServer, eventually, get
 
 # what the service made before there were numbered files
 OLD_SCHEMA = """
@@ -46,13 +44,8 @@ create unique index if not exists users_email_key on users (lower(email));
 
 
 @pytest.fixture
-def url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """URL of an empty database, for one test."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute(f"create database {name}".encode())
-        yield postgres.url.replace("/postgres?", f"/{name}?")
-        admin.execute(f"drop database {name} with (force)".encode())
+def url(empty_database: str) -> str:
+    return empty_database
 
 
 async def connected(url: str) -> Connection:
@@ -426,3 +419,17 @@ def test_the_service_migrates_at_its_start_or_refuses_old_tables(
 
     run(main())
     assert (rows(url, "select to_regclass('users')") != [(None,)]) is migrate_at_start
+
+
+def test_instances_that_start_at_once_on_an_empty_database(url: str) -> None:
+    env = {"DATABASE_URL": url, "JWT_SECRET": "s" * 32}
+    servers = [
+        LiveServer("fluxor_fast.service:app", "--workers=2", env=env, wait=False) for _ in range(2)
+    ]
+    with servers[0], servers[1]:
+        for server in servers:
+            port = eventually(server._announced, "announced", 30)
+            eventually(lambda port=port: get(port, "/ready").status == 200, "ready")
+    assert rows(url, "select name from fluxor_migrations order by version") == [
+        (migration.name,) for migration in migrations()
+    ]

@@ -1,5 +1,5 @@
 """The command line: ``fluxor-fast serve | check | routes | systemd-unit | ctl``,
-and ``migrate``.
+and ``migrate | backup | restore``.
 
 Options are made from the settings' own definitions (``config.knobs``), so that flag, key and
 variable can never drift apart. Exit codes: 0 after a clean stop, 2 for settings or usage, 3 for
@@ -39,7 +39,7 @@ from fluxor_fast.arbiter.unit import Place, unit
 from fluxor_fast.arbiter.upgrade import Inherited
 from fluxor_fast.config import Settings, knobs, load, masked, secrets_of
 from fluxor_fast.ctl import ctl
-from fluxor_fast.db.commands import migrate
+from fluxor_fast.db.commands import backup, migrate, restore
 from fluxor_fast.errors import ConfigError, FluxorError
 from fluxor_fast.observability.logs import configure
 from fluxor_fast.openapi import document
@@ -307,7 +307,8 @@ def _announce(settings: Settings, place: str) -> None:
 
 
 cli.add_command(ctl)
-cli.add_command(migrate)
+for command in (migrate, backup, restore):
+    cli.add_command(command)
 
 
 def main() -> None:

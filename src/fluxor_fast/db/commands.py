@@ -1,28 +1,31 @@
-"""``fluxor-fast migrate``: what is done to a database from outside the service.
+"""``fluxor-fast migrate | backup | restore``: what is done to a database from outside.
 
-Exit codes: 0 it is done, 1 the database cannot be asked or is busy, 2 for settings or usage, 3
-files and database do not agree, or a file fails; ``migrate status``: 4 if a file is not applied.
+Exit codes: 0 it is done, 1 the database cannot be asked, is busy, or a program fails, 2 for
+settings or usage, 3 it is refused (files and database do not agree, a file is there or is not what
+it should be, a database is not empty); ``migrate status``: 4 if a file is not applied.
+
+psycopg is imported where it is used: the same command line starts services without a database.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-import psycopg
-from psycopg.rows import dict_row
 
 from fluxor_fast.config import load
-from fluxor_fast.db.connection import Connection, conninfo, place, reason
-from fluxor_fast.db.migrations import Migration, read_folder, status
-from fluxor_fast.db.migrations import migrate as apply
 from fluxor_fast.errors import ConfigError, FluxorError
 
-__all__ = ["migrate"]
+if TYPE_CHECKING:
+    from fluxor_fast.db.connection import Connection
+    from fluxor_fast.db.migrations import Migration
+
+__all__ = ["backup", "migrate", "restore"]
 
 T = TypeVar("T")
 
@@ -32,11 +35,43 @@ PENDING: Final = 4
 """Exit code of ``status`` when something is to be done."""
 
 
+@contextmanager
+def _database(config: Path | None, url: str | None, embedded: Path | None) -> Iterator[str]:
+    """Yield the URL of the database that is meant; what keeps it from answering is code 1."""
+    import psycopg
+
+    from fluxor_fast.db.connection import place, reason
+
+    settings = load(config, flags={"database.url": url, "database.embedded": embedded}).database
+    found = settings.effective_url
+    try:
+        if found is not None:
+            yield found
+        elif settings.embedded is not None:
+            from fluxor_fast.db.embedded import reached  # an extra, wanted only here
+
+            with reached(settings.embedded, max_connections=20) as found:
+                yield found
+        else:
+            raise ConfigError(
+                ["which database? --database-url, DATABASE_URL or --database-embedded"]
+            )
+    except psycopg.Error as error:
+        raise FluxorError(f"database {place(found or '')}: {reason(error)}") from None
+
+
 def _database_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--database-url", metavar="URL", help="Default: DATABASE_URL.")(command)
-    return click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings.")(
-        command
-    )
+    for option in (
+        click.option(
+            "--database-embedded",
+            type=click.Path(path_type=Path),
+            help="Folder of an embedded PostgreSQL, running or not.",
+        ),
+        click.option("--database-url", metavar="URL", help="postgresql://…, or DATABASE_URL."),
+        click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings."),
+    ):
+        command = option(command)
+    return command
 
 
 def _folder_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,24 +82,21 @@ def _folder_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def _url(config: Path | None, url: str | None) -> str:
-    settings = load(config, flags={"database.url": url})
-    found = settings.database.effective_url
-    if found is None:
-        raise ConfigError(["which database? --database-url, DATABASE_URL or database.url"])
-    return found
+def _files(folder: Path | None) -> list[Migration]:
+    from fluxor_fast.db.migrations import read_folder
 
-
-def _migrations(folder: Path | None) -> list[Migration]:
     if folder is not None:
         return read_folder(folder)
-    from fluxor_fast.service.schema import migrations  # an application like any other
+    from fluxor_fast.service import schema  # an application like any other
 
-    return migrations()
+    return schema.migrations()
 
 
 def _connected(url: str, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-    """Run ``work`` on a connection of its own; what keeps the database from it ends in code 1."""
+    """Run ``work`` on a connection of its own."""
+    from psycopg.rows import dict_row
+
+    from fluxor_fast.db.connection import Connection, conninfo
 
     async def main() -> T:
         connection = await Connection.connect(
@@ -73,10 +105,7 @@ def _connected(url: str, work: Callable[[Connection], Coroutine[Any, Any, T]]) -
         async with connection:
             return await work(connection)
 
-    try:
-        return asyncio.run(main())
-    except psycopg.Error as error:
-        raise FluxorError(f"database {place(url)}: {reason(error)}") from None
+    return asyncio.run(main())
 
 
 @click.group()
@@ -87,10 +116,18 @@ def migrate() -> None:
 @migrate.command("status")
 @_database_options
 @_folder_option
-def show_status(config: Path | None, database_url: str | None, folder: Path | None) -> None:
+def show_status(
+    config: Path | None,
+    database_url: str | None,
+    database_embedded: Path | None,
+    folder: Path | None,
+) -> None:
     """Tell which files are applied; exit code 4 if not all are."""
-    migrations = _migrations(folder)
-    found = _connected(_url(config, database_url), lambda c: status(c, migrations))
+    from fluxor_fast.db.migrations import status
+
+    files = _files(folder)
+    with _database(config, database_url, database_embedded) as url:
+        found = _connected(url, lambda connection: status(connection, files))
     for name in found.applied:
         click.echo(f"{'ahead' if name in found.ahead else 'applied':8} {name}")
     for migration in found.pending:
@@ -102,21 +139,66 @@ def show_status(config: Path | None, database_url: str | None, folder: Path | No
 @_database_options
 @_folder_option
 @click.option("--dry-run", is_flag=True, help="Tell what would be applied, and apply nothing.")
-def up(config: Path | None, database_url: str | None, folder: Path | None, dry_run: bool) -> None:
+def up(
+    config: Path | None,
+    database_url: str | None,
+    database_embedded: Path | None,
+    folder: Path | None,
+    dry_run: bool,
+) -> None:
     """Apply what has not been applied."""
-    migrations = _migrations(folder)
-    url = _url(config, database_url)
+    from fluxor_fast.db import migrations
+
+    files = _files(folder)
+
+    async def work(connection: Connection) -> list[Migration]:
+        if dry_run:
+            return (await migrations.status(connection, files)).pending
+        return await migrations.migrate(connection, files, patience=PATIENCE, told=_tell_applied)
+
+    with _database(config, database_url, database_embedded) as url:
+        done = _connected(url, work)
     if dry_run:
-        pending = _connected(url, lambda c: status(c, migrations)).pending
-        for migration in pending:
+        for migration in done:
             click.echo(f"would apply {migration.name}")
-    else:
-        pending = _connected(
-            url, lambda c: apply(c, migrations, patience=PATIENCE, told=_tell_applied)
-        )
-    if not pending:
+    if not done:
         click.echo("nothing to apply")
 
 
 def _tell_applied(migration: Migration, seconds: float) -> None:
     click.echo(f"applied {migration.name} in {seconds:.2f} s")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_database_options
+def backup(
+    file: Path, config: Path | None, database_url: str | None, database_embedded: Path | None
+) -> None:
+    """Write the database to FILE and FILE.manifest; it may be in use meanwhile."""
+    from fluxor_fast.db.backup import backup as write
+
+    with _database(config, database_url, database_embedded) as url:
+        write(url, file, _tell)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_database_options
+@click.option("--clean", is_flag=True, help="Put it in place of the same tables, which are lost.")
+def restore(
+    file: Path,
+    config: Path | None,
+    database_url: str | None,
+    database_embedded: Path | None,
+    clean: bool,
+) -> None:
+    """Bring the backup in FILE into an empty database, and compare them."""
+    from fluxor_fast.db.backup import restore as bring_back
+
+    with _database(config, database_url, database_embedded) as url:
+        bring_back(url, file, clean=clean, told=_tell)
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)

@@ -25,14 +25,14 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from fluxor_fast.errors import BootError, ConfigError
 
-__all__ = ["EmbeddedPostgres", "embedded_postgres"]
+__all__ = ["EmbeddedPostgres", "embedded_postgres", "reached"]
 
 START_SECONDS = 60
 """How long the start may take: after a crash it replays its log."""
@@ -59,6 +59,20 @@ def embedded_postgres(folder: Path, max_connections: int) -> Iterator[str]:
         server.close()
 
 
+@contextmanager
+def reached(folder: Path, max_connections: int) -> Iterator[str]:
+    """Yield the URL of the server on ``folder``: of the one that runs, or of one for this while.
+
+    Errors as for ``embedded_postgres``.
+    """
+    url = _running(folder)
+    if url is not None:
+        yield url
+        return
+    with embedded_postgres(folder, max_connections) as url:
+        yield url
+
+
 class EmbeddedPostgres:
     """A server on a folder, which can be stopped and started again; ``close`` ends it."""
 
@@ -79,7 +93,7 @@ class EmbeddedPostgres:
         self._program = str(Path(set_up.bin_path) / "pg_ctl")
         self._user: str | None = set_up.system_user
         self._socket = self._socket_folder()
-        self.url = f"postgresql://postgres@/postgres?host={quote(str(self._socket), safe='')}"
+        self.url = _url(self._socket)
 
     def start(self) -> None:
         """Start the server and wait until it takes connections; a failure is a ``BootError``."""
@@ -136,6 +150,31 @@ class EmbeddedPostgres:
         if self._user is not None:
             shutil.chown(self._temporary, self._user)
         return self._temporary
+
+
+def _url(socket_folder: Path) -> str:
+    return f"postgresql://postgres@/postgres?host={quote(str(socket_folder), safe='')}"
+
+
+def _running(folder: Path) -> str | None:
+    """Return the URL of a server that another process runs on ``folder``."""
+    folder = folder.expanduser().absolute()
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # its fifth line is the folder of the socket (PostgreSQL's miscadmin.h)
+        with suppress(OSError, IndexError):  # it has only begun
+            lines = (folder / "data" / "postmaster.pid").read_text().splitlines()
+            return _url(Path(lines[4]))
+        return None
+    else:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _package() -> Any:

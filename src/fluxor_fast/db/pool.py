@@ -13,7 +13,9 @@ what handlers use. Rules kept here:
    Nothing is ever sent twice.
 4. What is read outside a transaction shares connections, if it is known to be quick (see
    ``lanes``); it is a transaction of its own either way. Writes never do.
-5. Sizes are per worker: their sum over the workers never exceeds the instance's, nor what the
+5. A connection goes back idle or closed, never within a transaction, and it goes back even if
+   whoever lent it is cancelled again on the way: psycopg_pool then waits where others meet.
+6. Sizes are per worker: their sum over the workers never exceeds the instance's, nor what the
    server's ``max_connections`` leaves to ordinary users.
 """
 
@@ -21,24 +23,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, LiteralString, Self
+from typing import TYPE_CHECKING, Any, Final, LiteralString, Self, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout, TooManyRequests
 
 from fluxor_fast.db.connection import Connection, Row, hang_up, is_stale
 from fluxor_fast.db.keeper import CHECK_SECONDS, Keeper, Options, Pool
 from fluxor_fast.db.lane import STALE
 from fluxor_fast.db.lanes import Elsewhere, Lanes
+from fluxor_fast.db.transaction import CONFLICTS, Isolation, Transaction, begun
+from fluxor_fast.db.uninterrupted import uninterrupted
 from fluxor_fast.errors import BootError, DatabaseBusy
 
 if TYPE_CHECKING:
     from fluxor_fast.config import Settings
 
-__all__ = ["Connection", "Database", "Row"]
+__all__ = ["Connection", "Database", "Row", "Transaction"]
+
+T = TypeVar("T")
+
+TRIES: Final = 5
+"""How often ``retry`` runs a transaction at most."""
+PAUSE_SECONDS: Final = 0.02
+"""Longest pause before the second try; it doubles with each."""
 
 
 class Database:
@@ -185,15 +198,46 @@ class Database:
             return (await connection.execute(sql, args or None)).rowcount
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
-        """Lend a connection inside a transaction: committed at the end, undone on any error.
+    async def transaction(
+        self, *, isolation: Isolation | None = None, read_only: bool = False
+    ) -> AsyncIterator[Transaction]:
+        """Begin a transaction: committed at the end of the block, undone on any error.
 
+        :param isolation: by default the server's, which is ``read committed``.
         :raises DatabaseBusy: no connection in time, too many waiting, statement timeout,
             connection lost, database away. If the connection is lost during the commit, nobody
             can tell whether it took place.
         """
-        async with self._lend(self._timeout) as connection, connection.transaction():
-            yield connection
+        async with (
+            self._lend(self._timeout) as connection,
+            begun(connection, isolation, read_only) as transaction,
+        ):
+            yield transaction
+
+    async def retry(
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        isolation: Isolation | None = None,
+    ) -> T:
+        """Run ``work`` in a transaction and return its result; anew while others get in its way.
+
+        That is a deadlock, or with ``repeatable read`` and ``serializable`` a conflict; at most
+        ``TRIES`` times, with pauses of random length. Nothing else is tried again. As ``work``
+        may run several times, it should do nothing beside the transaction.
+
+        :raises DatabaseBusy: as for ``transaction``, and when the last try met another too.
+        """
+        tries = 0
+        while True:
+            try:
+                async with self.transaction(isolation=isolation) as transaction:
+                    return await work(transaction)
+            except DatabaseBusy as error:
+                tries += 1
+                if tries == TRIES or not isinstance(error.__cause__, CONFLICTS):
+                    raise
+            await asyncio.sleep(random.random() * PAUSE_SECONDS * 2 ** (tries - 1))
 
     async def check(self) -> None:
         """Ask the server for ``select 1``; no answer within about a second is an error.
@@ -230,7 +274,9 @@ class Database:
             keeper.served += 1
         finally:
             keeper.lent.discard(connection)
-            await pool.putconn(connection)
+            if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                await connection.close()
+            await uninterrupted(pool.putconn(connection))
 
     def _busy(self, error: psycopg.Error, lost: bool) -> DatabaseBusy:
         """Return what a request is told when the database could not do it now."""
