@@ -130,6 +130,7 @@ def test_every_knob_can_be_given_in_every_way(file):
     special = {
         "database.url": "postgresql://h/",
         "auth.jwt_secret": "k" * 32,
+        "auth.jwt_previous_secret": "p" * 32,
         "server.trusted_proxies": "10.0.0.0/8,unix",
         "server.fd": 3,
         "database.host": "db",

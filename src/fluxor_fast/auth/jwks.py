@@ -28,7 +28,8 @@ Rules kept here:
    HMAC and ``none`` are never among them. What cannot be read is left out; of two keys of one
    ``kid`` none is taken.
 5. Issuer and audience must be named: a token for somebody else is none for us (RFC 9068,
-   section 4). Roles are its ``roles``, permissions the words of its ``scope`` and its ``permissions``.
+   section 4). Roles are its ``roles``, permissions its ``permissions`` and the words of its
+   ``scope``.
 """
 
 from __future__ import annotations

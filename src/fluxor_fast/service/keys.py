@@ -93,7 +93,8 @@ async def make_key(request: Request) -> tuple[int, MadeKey]:
         MOST,
     )
     if row is None:
-        if await parts.database.fetch_one("select from users where id = %s", claims.user_id):
+        owner = await parts.database.fetch_one("select id from users where id = %s", claims.user_id)
+        if owner is not None:
             raise HTTPError(409, f"you have {MOST} keys, revoke one first")
         raise unauthorized("there is no such user any more")
     return 201, cast(MadeKey, {**row, "key": text})
