@@ -129,7 +129,9 @@ class Tokens:
         self._leeway = self._policy.leeway
         fixed = {"iss": self._policy.issuer, "aud": next(iter(self._policy.audience), None)}
         self._fixed = {name: value for name, value in fixed.items() if value is not None}
-        self._names = _OURS | self._fixed.keys()
+        required = frozenset(self._policy.required)
+        self._names = _OURS | self._fixed.keys() | (required & _MORE)
+        self._reads = required <= self._names  # else what is asked for is not in tokens of ours
         self.rotate(KeySet([Key("HS256", keys)]) if isinstance(keys, bytes) else keys)
 
     def rotate(self, keys: KeySet) -> None:
@@ -145,7 +147,7 @@ class Tokens:
             for key in keys
             if key.algorithm == "HS256" and key.secret is not None
         ]
-        self._signers = {signer.header[:-1]: signer for signer in signers}
+        self._signers = {signer.header[:-1]: signer for signer in signers if self._reads}
         self._signer = signers[0] if keys.signer.algorithm == "HS256" else None
         self._verified: dict[str, Claims] = {}
 
