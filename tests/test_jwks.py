@@ -309,7 +309,7 @@ def test_addresses_that_are_refused(url: str, words: str) -> None:
 def test_options_that_are_refused(source: Source) -> None:
     for options in ({"audience": AUDIENCE}, {"audience": []}, {"algorithms": []},
                     {"algorithms": ["RS256", "HS256"]}):  # fmt: skip
-        with pytest.raises(ValueError, match="audience|algorithms"):
+        with pytest.raises(ValueError, match=r"audience|algorithms"):
             RemoteIssuer(source.url, **({"issuer": ISSUER, "audience": [AUDIENCE]} | options))
     for url in ("http://localhost/", "http://[::1]:8080/", "https://login.example/keys"):
         RemoteIssuer(url, issuer=ISSUER, audience=[AUDIENCE])

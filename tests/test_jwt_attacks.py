@@ -208,7 +208,7 @@ def test_extensions_that_must_be_understood() -> None:
 
 def test_expired() -> None:
     now = int(time.time())
-    old = [{"exp": now}, {"exp": now - 1}, {"exp": 0}, {"exp": -1}, {"exp": now - 0.5}]
+    old = [{"exp": now}, {"exp": now - 1}, {"exp": 0}, {"exp": -1}]
     attack(HS, good(), *[hs256(PLAIN, claims(**one), SECRET) for one in old], code="TOKEN_EXPIRED")
     attack(RS, signed_rs(), signed_rs(exp=now), code="TOKEN_EXPIRED")
 

@@ -280,16 +280,19 @@ def fetch(url: str, timeout: float = TIMEOUT, largest: int = LARGEST) -> bytes:
         else http.client.HTTPConnection(host, parts.port, timeout=timeout)
     )
     late = threading.Event()
+    lines: list[socket.socket] = []  # the connection itself gives its own away when it is read
 
     def hang_up() -> None:
         late.set()
-        with contextlib.suppress(OSError):
-            # not the method of a TLS socket, which is not made for two threads
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+        for line in lines:
+            with contextlib.suppress(OSError):
+                # not the method of a TLS socket, which is not made for two threads
+                socket.socket.shutdown(line, socket.SHUT_RDWR)
 
     timer: threading.Timer | None = None
     try:
         connection.connect()
+        lines.append(connection.sock)
         # the timeout above is for each step: who sends a byte now and then would never meet it
         timer = threading.Timer(timeout, hang_up)
         timer.start()

@@ -1,8 +1,8 @@
 """Is this JSON Web Token good? PyJWT judges signatures and claims; around it stand our own rules.
 
 1. A token over 8 KiB, or not ASCII, is refused before anything looks into it.
-2. It is three segments (RFC 7515, section 3.1) whose first two are JSON objects. Neither may have
-   a name twice (RFC 7519, section 4, lets us choose; two readers that choose differently can be
+2. It is three segments of base64url without padding (RFC 7515, sections 2 and 3.1), of which the
+   first two are JSON objects. Neither may have a name twice (RFC 7519, section 4, lets us choose; two readers that choose differently can be
    led to different conclusions).
 3. The key is found by ``kid`` and must be of the algorithm that the header names (see ``keys``):
    ``none`` and every confusion of kinds end there. Keys that a token brings along (``jwk``,
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,6 +34,9 @@ __all__ = ["MAX_TOKEN", "Policy", "bad_token", "expired", "header_of", "read", "
 
 MAX_TOKEN: Final = 8192
 """Longest token that is looked at, in bytes; ours have some hundreds."""
+
+
+_FORM: Final = re.compile(r"(?:[A-Za-z0-9_-]+\.){2}[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ def header_of(token: str) -> dict[str, Any]:
 
     :raises HTTPError: 401 (rules 1 to 4).
     """
-    if len(token) > MAX_TOKEN or not token.isascii() or token.count(".") != 2:
+    if len(token) > MAX_TOKEN or not _FORM.fullmatch(token):
         raise bad_token()
     try:
         header = _object(token.partition(".")[0])
