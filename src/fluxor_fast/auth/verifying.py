@@ -2,8 +2,8 @@
 
 1. A token over 8 KiB, or not ASCII, is refused before anything looks into it.
 2. It is three segments of base64url without padding (RFC 7515, sections 2 and 3.1), of which the
-   first two are JSON objects. Neither may have a name twice (RFC 7519, section 4, lets us choose; two readers that choose differently can be
-   led to different conclusions).
+   first two are JSON objects. Neither may have a name twice (RFC 7519, section 4, lets us choose;
+   two readers that choose differently can be led to different conclusions).
 3. The key is found by ``kid`` and must be of the algorithm that the header names (see ``keys``):
    ``none`` and every confusion of kinds end there. Keys that a token brings along (``jwk``,
    ``jku``, ``x5c``, ``x5u``) are never looked at. ``crit`` and ``b64`` are refused: we know no
