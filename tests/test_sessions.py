@@ -15,7 +15,7 @@ from fluxor_fast.auth.tokens import Tokens
 from fluxor_fast.service import attempts as attempts_module
 from fluxor_fast.service.accounts import grant_role
 from fluxor_fast.service.store import sweep
-from tests.support.pure import document, run
+from tests.support.pure import FakeConnection, document, run
 from tests.test_service import PASSWORD, SECRET, Service
 
 ADA = {"email": "ada@example.com", "password": PASSWORD}
@@ -320,8 +320,6 @@ def test_faults_of_a_new_key(body: dict[str, Any], with_two: Callable[[Test], No
 
 
 async def tries(worker: Service, email: str, address: str, password: str = "wrong") -> Response:
-    from tests.support.pure import FakeConnection
-
     before = FakeConnection.peer
     FakeConnection.peer = address
     try:
@@ -385,6 +383,20 @@ def test_an_address_and_an_account_have_limits_of_their_own(
         assert found == [401] * 6 + [429] * 2
         rows = await one.app.state.runtime.database.fetch_all("select key from login_attempts")
         assert all(len(row["key"]) == 32 for row in rows)  # no name and no address
+
+    with_two(test)
+
+
+def test_logins_that_nobody_has_time_to_look_at_are_not_counted(
+    with_two: Callable[[Test], None],
+) -> None:
+    async def test(one: Service, two: Service) -> None:
+        passwords = one.app.state.runtime.passwords
+        passwords._limit = 0
+        for _ in range(12):
+            assert (await one.post("/api/auth/login", ADA)).status == 503
+        passwords._limit = 10
+        assert (await one.post("/api/auth/login", ADA)).status == 200
 
     with_two(test)
 

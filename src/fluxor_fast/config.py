@@ -2,7 +2,7 @@
 
 * Precedence is default < YAML file < environment < command line flag. A knob has three names:
   ``server.max_ccu``, ``FLUXOR_MAX_CCU`` and ``--max-ccu``; those of ``database`` and ``tls`` are
-  prefixed (``--database-url``); ``jwt_secret`` has no flag: everyone can read flags with ``ps``.
+  prefixed (``--database-url``); keys of tokens have no flag: everyone can read flags with ``ps``.
 * ``PORT``, ``DB_HOST``, ``DATABASE_URL`` and ``JWT_SECRET`` are read where the ``FLUXOR_…``
   variable is not given. The file is that of ``--config``, ``FLUXOR_CONFIG`` or ``CONFIG_PATH``.
 * Null in the file and the empty string in the environment mean "not given". The file's scalars

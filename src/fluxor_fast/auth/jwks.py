@@ -171,8 +171,10 @@ class RemoteIssuer:
         return now - self._good_at >= FRESH and now - self._tried_at >= PAUSE
 
     def renew_behind(self) -> None:
-        """Fetch the keys in the background, unless that is under way."""
-        if self._fetching is None:
+        """Fetch the keys in the background, unless that is under way or was just tried."""
+        now = self._monotonic()
+        if self._fetching is None and now - self._tried_at >= PAUSE:
+            self._tried_at = now
             self._fetching = asyncio.ensure_future(self._renew())
 
     async def renew(self, token: str) -> Subject:
@@ -181,8 +183,7 @@ class RemoteIssuer:
         :raises HTTPError: 401, or 503 ``KEYS_UNAVAILABLE`` if there have been no keys yet.
         """
         header_of(token)  # what is no token asks for no keys
-        if self._fetching is not None or self._monotonic() - self._tried_at >= PAUSE:
-            await self._renewed()
+        await self._renewed()
         if self._keys is None:
             raise HTTPError(
                 503,
@@ -202,7 +203,6 @@ class RemoteIssuer:
 
     async def _renew(self) -> None:
         try:
-            self._tried_at = self._monotonic()
             data = await asyncio.to_thread(self._fetch, self._url)
             self._keys = _keys_in(data, self._algorithms)
             self._good_at = self._monotonic()

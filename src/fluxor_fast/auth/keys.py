@@ -9,8 +9,8 @@ Rules kept here:
    ES256 wants P-256, ES384 P-384, ES512 P-521 (3.4); EdDSA Ed25519 or Ed448 (RFC 8037).
 3. The first key of a set signs; the others, older ones, verify. Which one a token was signed with
    is told by ``kid``, looked up in a dictionary and used for nothing else: it is no path, no query
-   and no address. A token without ``kid`` is taken only by a set of one key, and a key without
-   ``kid`` is in a set of its own.
+   and no address. A token without ``kid`` is taken only by a set of one key. A key without ``kid``
+   is in a set of its own, and there takes tokens whatever their ``kid`` is.
 
 Public keys need the extra ``fluxor-fast[crypto]``.
 """

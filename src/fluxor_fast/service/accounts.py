@@ -67,12 +67,16 @@ async def login(request: Request) -> LoggedIn:
         form.email,
     )
     hashed = None if user is None else user["password_hash"]
-    matches = await parts.passwords.verify(hashed, form.password)
+    try:
+        matches = await parts.passwords.verify(hashed, form.password)
+    except HTTPError:  # too many are being hashed
+        await parts.attempts.take_back(form.email, address)
+        raise
     if user is None or hashed is None or not matches:
         raise unauthorized("the email address or the password is wrong", "WRONG_CREDENTIALS")
     if parts.passwords.needs_rehash(hashed):
         await _rehash(parts, user["id"], hashed, form.password)
-    await parts.attempts.succeeded(form.email, address)
+    await parts.attempts.take_back(form.email, address)
     return await begin_session(request, user)
 
 

@@ -3,8 +3,8 @@
 Rules kept here:
 
 1. The counts are in the database, which all workers and instances ask anyway at a login: so they
-   are exact, and outlast a restart. An attempt is counted before its password is looked at, one
-   that succeeds is taken back: those who try at once do not get more.
+   are exact, and outlast a restart. An attempt is counted before its password is looked at, and
+   taken back if that was right, or nobody had time to look: who tries all at once gets no more.
 2. Three counts: of the address (an IPv6 one by its /64), of the account from this address, and of
    the account from anywhere. The first ends trying one password on many accounts, the second
    guessing, the third guessing from many addresses; as it is higher, nobody locks an owner out
@@ -67,8 +67,8 @@ class Attempts:
                     headers={"Retry-After": str(max(1, math.ceil(row["left"])))},
                 )
 
-    async def succeeded(self, account: str, address: str) -> None:
-        """Take an attempt back, since the password was right."""
+    async def take_back(self, account: str, address: str) -> None:
+        """Count an attempt no longer: its password was right, or has not been looked at."""
         await self.database.execute(
             "update login_attempts set count = greatest(count - 1, 0) where key in"
             " (select sha256(convert_to(lower(name), 'UTF8')) from unnest(%s::text[]) name)",
