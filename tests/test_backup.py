@@ -15,10 +15,10 @@ import psycopg
 import pytest
 
 from fluxor_fast.db import backup as module
-from fluxor_fast.db.backup import BackupError, backup, manifest_of, restore
+from fluxor_fast.db.backup import backup, manifest_of, restore
 from fluxor_fast.db.embedded import EmbeddedPostgres, embedded_postgres
 from fluxor_fast.db.migrations import LOCK
-from fluxor_fast.errors import FluxorError
+from fluxor_fast.errors import BackupError, FluxorError
 from tests.conftest import a_database
 from tests.support.command import command
 
@@ -39,7 +39,7 @@ create table other."Odd name" (id int, at date) partition by range (id);
 create table other.low partition of other."Odd name" for values from (0) to (100);
 create table other.high partition of other."Odd name" for values from (100) to (1000);
 insert into other."Odd name" select n, date '2024-01-01' + n from generate_series(0, 199) n;
-create table twice (n int);
+create table twice (t int);
 insert into twice select 1 from generate_series(1, 10);
 create table empty ();
 create index on words (lower(word));
@@ -179,7 +179,7 @@ def test_contents_that_differ_from_the_manifest_are_told(
 def test_a_database_with_tables_wants_a_choice(source: str, tmp_path: Path) -> None:
     file = tmp_path / "backup"
     made = backup(source, file, quiet)
-    execute(source, "delete from words where id < 100; update twice set n = 2")
+    execute(source, "delete from words where id < 100; update twice set t = 2")
     with pytest.raises(BackupError, match=r"is not empty \(other.high\): --clean"):
         restore(source, file, clean=False, told=quiet)
     assert restore(source, file, clean=True, told=quiet) == made
@@ -225,7 +225,7 @@ def test_a_backup_under_load_is_of_one_moment(source: str, target: str, tmp_path
                 number += 1
                 connection.execute("insert into a values (%s)", (number,))
                 connection.execute("insert into b values (%s)", (number,))
-                connection.execute("update twice set n = n + 1")
+                connection.execute("update twice set t = t + 1")
                 connection.commit()
 
     writer = threading.Thread(target=write)
@@ -237,7 +237,7 @@ def test_a_backup_under_load_is_of_one_moment(source: str, target: str, tmp_path
         writer.join()
     restore(target, tmp_path / "backup", clean=False, told=quiet)  # compares each sum
     assert rows(target, "a") == rows(target, "b")
-    assert 0 <= made.tables["public.a"].rows < len(rows(source, "a"))
+    assert made.tables["public.a"].rows < len(rows(source, "a"))
 
 
 def test_programs_that_are_too_old_are_not_used(

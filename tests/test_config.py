@@ -672,6 +672,7 @@ def test_names_of_knobs():
     assert names["observability.log_level"] == ("--log-level", "FLUXOR_LOG_LEVEL")
     assert table["server.port"].alias == "PORT"
     assert {path for path, knob in table.items() if knob.is_bool} == {
+        "database.migrate",
         "server.adaptive",
         "server.pin",
         "server.dev",

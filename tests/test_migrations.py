@@ -16,13 +16,12 @@ from fluxor_fast.db.connection import Connection
 from fluxor_fast.db.migrations import (
     LOCK,
     Migration,
-    MigrationError,
     check,
     migrate,
     read_folder,
     status,
 )
-from fluxor_fast.errors import BootError
+from fluxor_fast.errors import BootError, MigrationError
 from fluxor_fast.service import build
 from fluxor_fast.service.schema import ensure_schema, migrations
 from tests.support.command import command

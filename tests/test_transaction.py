@@ -17,7 +17,7 @@ from fluxor_fast.db.pool import TRIES, Database, Transaction
 from fluxor_fast.errors import DatabaseBusy
 from tests.support.pure import run
 from tests.support.seeds import seeded
-from tests.test_database import opened, until
+from tests.test_database import opened
 
 Test = Callable[[Database], Awaitable[None]]
 
@@ -342,7 +342,6 @@ def test_a_server_killed_in_the_middle_has_stored_nothing(own: EmbeddedPostgres)
                     # the postmaster takes the death of a backend for a crash of all
                     os.kill(tx.connection.info.backend_pid, signal.SIGKILL)
                     await tx.execute("insert into words values (2)")
-            await until(lambda: database.ready, "back after the crash", 10)
 
             async def stored() -> list[int]:
                 while True:
@@ -351,13 +350,13 @@ def test_a_server_killed_in_the_middle_has_stored_nothing(own: EmbeddedPostgres)
                     except DatabaseBusy:
                         await asyncio.sleep(0.05)
 
-            assert await asyncio.wait_for(stored(), 10) == []
+            assert await asyncio.wait_for(stored(), 30) == []
             with pytest.raises(DatabaseBusy):
                 async with database.transaction() as tx:
                     await tx.execute("insert into words values (1)")
                     await loop.run_in_executor(None, own.stop, "immediate")
             await loop.run_in_executor(None, own.start)
-            assert await asyncio.wait_for(stored(), 10) == []
+            assert await asyncio.wait_for(stored(), 30) == []
             await nothing_is_left(database)
 
     run(main())

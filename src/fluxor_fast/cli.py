@@ -39,7 +39,7 @@ from fluxor_fast.arbiter.unit import Place, unit
 from fluxor_fast.arbiter.upgrade import Inherited
 from fluxor_fast.config import Settings, knobs, load, masked, secrets_of
 from fluxor_fast.ctl import ctl
-from fluxor_fast.db.commands import backup, migrate, restore
+from fluxor_fast.dbctl import backup, migrate, restore
 from fluxor_fast.errors import ConfigError, FluxorError
 from fluxor_fast.observability.logs import configure
 from fluxor_fast.openapi import document

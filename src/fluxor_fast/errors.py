@@ -5,7 +5,9 @@
     FluxorError
     ├── ConfigError        settings that cannot be used           exit code 2
     ├── BootError          a worker could not start               exit code 3
-    │   └── AppImportError the application could not be imported  exit code 4
+    │   ├── AppImportError the application could not be imported  exit code 4
+    │   └── MigrationError tables and files of migrations disagree
+    ├── BackupError        a backup or restore that is refused    exit code 3
     ├── ListenError        the address cannot be listened on      exit code 5
     ├── ControlError       a running instance refused, or failed to do something
     │   └── NoInstanceError  there is none to be asked       exit code 5
@@ -26,6 +28,7 @@ from http import HTTPStatus
 
 __all__ = [
     "AppImportError",
+    "BackupError",
     "BootError",
     "ClientDisconnected",
     "ConfigError",
@@ -34,6 +37,7 @@ __all__ = [
     "FluxorError",
     "HTTPError",
     "ListenError",
+    "MigrationError",
     "NoInstanceError",
     "RouteError",
 ]
@@ -65,6 +69,16 @@ class AppImportError(BootError):
     """The application named on the command line could not be imported."""
 
     exit_code = 4
+
+
+class MigrationError(BootError):
+    """Files and database do not agree, or a file cannot be applied; a person must look."""
+
+
+class BackupError(FluxorError):
+    """A backup that is refused, or a file or database that is not as it should be."""
+
+    exit_code = 3
 
 
 class ListenError(FluxorError):

@@ -39,9 +39,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from fluxor_fast.db.connection import conninfo, place
 from fluxor_fast.db.migrations import LOCK
-from fluxor_fast.errors import FluxorError
+from fluxor_fast.errors import BackupError, FluxorError
 
-__all__ = ["BackupError", "Manifest", "Table", "backup", "manifest_of", "restore"]
+__all__ = ["Manifest", "Table", "backup", "manifest_of", "restore"]
 
 FORMAT: Final = 1
 """Of the manifest."""
@@ -71,7 +71,7 @@ order by 1, 2
 """
 # the order of rows is no part of their content: a sum of 64 bits of each row's SHA-256
 _CONTENT: Final = sql.SQL(
-    "select count(*), coalesce(sum(('x' || encode(substr(sha256(convert_to(t::text, 'UTF8')),"
+    "select count(*), coalesce(sum(('x' || encode(substr(sha256(convert_to((t.*)::text, 'UTF8')),"
     " 1, 8), 'hex'))::bit(64)::bigint::numeric), 0)::text from only {} t"
 )
 _OURS: Final = """
@@ -80,12 +80,6 @@ select count(*) from pg_stat_activity where datname = current_database()
 """
 
 Told = Callable[[str], None]
-
-
-class BackupError(FluxorError):
-    """A backup that is refused, or a file or database that is not as it should be."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +123,7 @@ def backup(url: str, file: Path, told: Told) -> Manifest:
     with psycopg.connect(conninfo(url, CONNECT_SECONDS), autocommit=True) as connection:
         server = connection.info.server_version // 10_000
         program, check = _program("pg_dump", server), _program("pg_restore", server)
+        connection.execute("set idle_in_transaction_session_timeout = 0")  # pg_dump takes a while
         with _temporary(file) as archive, _temporary(file) as described, connection.transaction():
             connection.execute("set transaction isolation level repeatable read, read only")
             snapshot = _value(connection, "select pg_export_snapshot()")

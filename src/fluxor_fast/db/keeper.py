@@ -193,7 +193,7 @@ class Keeper:
         try:
             await self._contact()
         except BootError as error:  # of prepare: there is no pool, and so there stays none
-            if str(error) != str(self._failure):
+            if self._looked.is_set() and str(error) != str(self._failure):
                 logger.error("database %s: %s", self.place, error)
             self._failure = error
             return
@@ -244,7 +244,8 @@ class Keeper:
                 self._conninfo, autocommit=True, row_factory=dict_row
             )
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(CHECK_SECONDS, hang_up, connection)
+        limit = CHECK_SECONDS + (0 if self.pool else self._options.statement_timeout)
+        timer = loop.call_later(limit, hang_up, connection)
         try:
             await self._configure(connection)
             if self.pool is None:

@@ -34,12 +34,11 @@ from typing import Final
 import psycopg
 
 from fluxor_fast.db.connection import Connection, reason
-from fluxor_fast.errors import BootError
+from fluxor_fast.errors import MigrationError
 
 __all__ = [
     "LOCK",
     "Migration",
-    "MigrationError",
     "Status",
     "check",
     "migrate",
@@ -67,10 +66,6 @@ create table if not exists fluxor_migrations (
     applied_at timestamptz not null default now()
 )
 """
-
-
-class MigrationError(BootError):
-    """Files and database do not agree, or a file cannot be applied; a person must look."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ PATIENCE: Final = 3.0
 
 @cache
 def migrations() -> list[Migration]:
-    """Return the service's own files."""
+    """Return the service's own files, as this process first found them."""
     return read_folder(files("fluxor_fast.service") / "migrations")
 
 

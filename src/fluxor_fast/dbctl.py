@@ -103,6 +103,7 @@ def _connected(url: str, work: Callable[[Connection], Coroutine[Any, Any, T]]) -
             conninfo(url, 10.0), autocommit=True, row_factory=dict_row
         )
         async with connection:
+            await connection.execute("set statement_timeout = 0")
             return await work(connection)
 
     return asyncio.run(main())
