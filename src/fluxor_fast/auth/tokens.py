@@ -56,6 +56,7 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _PLAIN = bytes.maketrans(b"-_+/", b"+/!!")  # what is not of the URL-safe alphabet is an error
 _SIGNATURE: Final = 43  # characters
 _OURS: Final = frozenset(("user_id", "email", "roles", "iat", "exp", "sub"))
+_TEXT: Final = frozenset((str,))
 _MORE: Final = frozenset(("permissions", "sid"))
 
 
@@ -126,7 +127,9 @@ class Tokens:
         self._clock = clock
         self._revoked = revoked
         self._policy = policy or Policy()
-        self._leeway = self._policy.leeway
+        leeway = self._policy.leeway
+        # what an end is held against; most have no leeway, and it is asked for each request
+        self._past = clock if not leeway else lambda: clock() - leeway
         fixed = {"iss": self._policy.issuer, "aud": next(iter(self._policy.audience), None)}
         self._fixed = {name: value for name, value in fixed.items() if value is not None}
         required = frozenset(self._policy.required)
@@ -197,7 +200,7 @@ class Tokens:
             claims = self._decode(token)
             if len(token) <= REMEMBERED_LENGTH:
                 remember(verified, token, claims, REMEMBERED)
-        if claims.expires_at <= self._clock() - self._leeway:
+        if claims.expires_at <= self._past():
             verified.pop(token, None)
             raise expired()
         if self._revoked is not None and self._revoked(claims):
@@ -211,7 +214,7 @@ class Tokens:
         if found is None:
             found = read(token, self._keys, self._policy, self._clock())
         user_id, email, roles = found.get("user_id"), found.get("email"), found.get("roles")
-        permissions, session = found.get("permissions", []), found.get("sid")
+        permissions, session = found.get("permissions"), found.get("sid")
         issued, expires = found.get("iat"), found["exp"]
         # another program may hold the same key and sign other claims
         if (
@@ -221,12 +224,11 @@ class Tokens:
             and type(issued) is int
             and type(expires) is int
             and found.get("sub") == str(user_id)
-            and _is_texts(permissions)
+            and (permissions is None or _is_texts(permissions))
             and (session is None or isinstance(session, str))
         ):
-            return Claims(
-                user_id, email, tuple(roles), issued, expires, tuple(permissions), session
-            )
+            may = tuple(permissions) if permissions else ()
+            return Claims(user_id, email, tuple(roles), issued, expires, may, session)
         raise bad_token()
 
     def _read(self, token: bytes) -> dict[str, Any] | None:
@@ -249,8 +251,8 @@ class Tokens:
             return None
         if not isinstance(found, dict):
             return None
-        names = found.keys()
-        if names != self._names and not self._names <= names <= self._names | _MORE:
+        names, own = found.keys(), self._names
+        if names != own and not own <= names <= own | _MORE:
             return None
         if self._fixed and any(found[name] != value for name, value in self._fixed.items()):
             return None
@@ -258,4 +260,4 @@ class Tokens:
 
 
 def _is_texts(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, list) and _TEXT.issuperset(map(type, value))
