@@ -26,6 +26,10 @@ from fluxor_fast import App, Request
 from fluxor_fast.app import Middleware
 from fluxor_fast.arbiter.roll import indexes_for
 from fluxor_fast.arbiter.shared import SharedMemory
+from fluxor_fast.auth.apikeys import ApiKey, ApiKeys, StoredKey, api_key, bearer_or_key, new_key
+from fluxor_fast.auth.roles import authenticated, require_role
+from fluxor_fast.auth.tokens import Claims, Tokens
+from fluxor_fast.composition import Layer
 from fluxor_fast.http.response import Response
 from fluxor_fast.limits.table import Table
 from fluxor_fast.middleware.body_limit import BodyLimit
@@ -38,12 +42,18 @@ from fluxor_fast.middleware.security_headers import SecurityHeaders
 from fluxor_fast.middleware.timeout import Timeout
 from fluxor_fast.middleware.trusted_hosts import TrustedHosts
 from fluxor_fast.server.admission import KernelLock, full_fence
+from tests.support.pure import make_request
 from tests.support.turns import Bench, HandLoop, Silent
 
 __all__ = ["CASES", "measure"]
 
 ORIGIN = b"Origin: https://app.example.com\r\n"
 GZIP = b"Accept-Encoding: gzip, deflate, br, zstd\r\n"
+TOKENS = Tokens(b"a secret of exactly 32 bytes.....", 86_400)
+CLAIMS = Claims(4711, "user@example.org", ("user",), 0, 2**40)
+AUTHORIZATION = (
+    b"Authorization: Bearer %b\r\n" % TOKENS.issue(4711, "user@example.org", ["user"]).encode()
+)
 SLICE = 500
 """Microseconds."""
 LARGE = {"items": [{"id": n, "name": f"name {n}", "active": True} for n in range(100)]}
@@ -56,6 +66,11 @@ def _cors() -> CORS:
 def _chain() -> list[Middleware]:
     limit = RateLimit(10**6, window=86_400)
     return [Recovery(), _cors(), SecurityHeaders(), limit, Compression()]
+
+
+def _bearer() -> Layer:
+    """With a token that is remembered."""
+    return authenticated(lambda request: TOKENS)
 
 
 def _identity(call_next: Any, route: Any) -> Any:
@@ -77,6 +92,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "brotli_4k": lambda: ([Compression(codings=["br"])], GZIP, LARGE),
     "zstd_4k": lambda: ([Compression(codings=["zstd"])], GZIP, LARGE),
     "etag": lambda: ([ETag()], b"", DOCUMENT),
+    "bearer": lambda: ([_bearer()], AUTHORIZATION, DOCUMENT),
+    "bearer_role": lambda: ([_bearer(), require_role("user")], AUTHORIZATION, DOCUMENT),
     "hosts": lambda: ([TrustedHosts(["127.0.0.1"])], b"", DOCUMENT),
     "rate_limit": lambda: ([RateLimit(10**6, window=86_400)], b"", DOCUMENT),
     "rate_limit_rested": lambda: ([RateLimit(10**6, window=1)], b"", DOCUMENT),
@@ -94,6 +111,10 @@ def _accounts() -> Table:
         memory.accounts, memory.entries, memory.workers, 0,
         fence=full_fence(), lock=lambda number: KernelLock(memory.fd, number), key=memory.key,
     )  # fmt: skip
+
+
+COROUTINES = ("timeout", "api_key", "bearer_or_key")
+"""What is not for plain handlers; keys and tokens are remembered."""
 
 
 def _batch(middleware: Sequence[Middleware], lines: bytes, document: dict[str, Any]) -> Any:
@@ -141,14 +162,14 @@ def _paired(bare: Any, wrapped: Any, requests: int, rounds: int) -> tuple[float,
 
 def measure(name: str, rounds: int) -> tuple[float, float]:
     """Return what ``name`` adds to a request: µs, and multiples of the reference."""
-    if name == "timeout":
-        return _timeout(rounds)
+    if name in COROUTINES:
+        return _coroutine(name, rounds)
     middleware, lines, document = CASES[name]()
     return _paired(_batch([], lines, document), _batch(middleware, lines, document), 16, rounds)
 
 
-def _timeout(rounds: int) -> tuple[float, float]:
-    """The timeout's coroutine beside the handler's own: it is for those alone."""
+def _coroutine(name: str, rounds: int) -> tuple[float, float]:
+    """What is for coroutines, beside the handler's own, with a request whose head is known."""
     app = App()
 
     @app.get("/")
@@ -156,13 +177,29 @@ def _timeout(rounds: int) -> tuple[float, float]:
         return Response()
 
     (route,) = app.routes
-    wrapped = Timeout(10)(route.handler, route)
     loop = uvloop.new_event_loop()
+    text, prefix, hashed = new_key()
+    key = ApiKey(1, prefix, "bench", "standard", CLAIMS, None)
+
+    async def stored(prefix: str) -> StoredKey:
+        return StoredKey(key, hashed)
+
+    async def keys() -> ApiKeys:
+        return ApiKeys(stored, monotonic=lambda: 0.0)  # never forgotten
+
+    made = loop.run_until_complete(keys())
+    layers: dict[str, Layer] = {
+        "timeout": Timeout(10),
+        "api_key": api_key(lambda request: made),
+        "bearer_or_key": bearer_or_key(lambda request: TOKENS, lambda request: made),
+    }
+    wrapped = layers[name](route.handler, route)
+    request = make_request(headers={"X-API-Key": text}, route=route)
 
     def serve(call: Any) -> Callable[[], None]:
         async def several() -> None:
             for _ in range(100):
-                await call(None)
+                await call(request)
 
         return lambda: loop.run_until_complete(several())
 
@@ -181,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.json:
         print("| middleware | µs per request | × reference |\n|---|--:|--:|")
     found: dict[str, dict[str, float]] = {}
-    for name in options.names or [*CASES, "timeout"]:
+    for name in options.names or [*CASES, *COROUTINES]:
         us, ratio = measure(name, options.rounds)
         found[name] = {"us": us, "ratio": ratio}
         if not options.json:

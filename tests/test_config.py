@@ -132,6 +132,7 @@ def test_every_knob_can_be_given_in_every_way(file):
         "database.url": "postgresql://h/",
         "redis.url": "redis://h/0",
         "auth.jwt_secret": "k" * 32,
+        "auth.jwt_previous_secret": "p" * 32,
         "server.trusted_proxies": "10.0.0.0/8,unix",
         "server.fd": 3,
         "database.host": "db",
@@ -729,6 +730,7 @@ def test_names_of_knobs():
     }
     assert {path for path, knob in table.items() if knob.is_secret} == {
         "auth.jwt_secret",
+        "auth.jwt_previous_secret",
         "database.url",
         "redis.url",
     }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fluxor_fast import App, Request
-from fluxor_fast.auth.roles import authenticated, require_role
+from fluxor_fast.auth.roles import authenticated, require_any, require_role
 from fluxor_fast.auth.tokens import Tokens
 from tests.support.pure import Asker, document, run
 
@@ -27,7 +27,7 @@ async def answer_async(request: Request) -> dict[str, Any]:
 def application() -> Asker:
     app = App()
     signed_in = authenticated(lambda request: TOKENS)
-    admin = (signed_in, require_role("admin", "owner"))
+    admin = (signed_in, require_any("admin", "owner"))
     for kind, handler in (("sync", answer), ("blocking", answer), ("async", answer_async)):
         options: dict[str, Any] = {"blocking": kind == "blocking"}
         app.get(f"/{kind}/user", middleware=(signed_in,), **options)(handler)

@@ -89,7 +89,10 @@ def with_service(database_url: str) -> Iterator[Callable[[Test], None]]:
     def with_it(test: Test) -> None:
         async def main() -> None:
             async with started(database_url) as service:
-                await service.app.state.runtime.database.execute("truncate users restart identity")
+                database = service.app.state.runtime.database
+                await database.execute(
+                    "truncate users, sessions, api_keys, login_attempts restart identity"
+                )
                 await test(service)
 
         run(main())
@@ -740,10 +743,32 @@ def test_every_answer_of_a_route_is_described_and_every_described_one_is_given(
         for method, path in (("GET", "/api"), ("DELETE", "/api/users/1"), ("PUT", "/")):
             assert (await service.ask(method, path)).status in (404, 405)
 
+        await tokens_and_keys(service, examples["Login"])
+
         missing = service.description.answers() - service.description.seen
         assert {status for _, _, status in missing} == {"503"}  # see the tests of a lost database
 
     with_service(test)
+
+
+async def tokens_and_keys(service: Service, account: dict[str, Any]) -> None:
+    """Give every answer of the routes of sessions, keys and attempts."""
+    login = document(await service.post("/api/auth/login", account))
+    token = login["token"]
+    for body in ({"refresh_token": login["refresh_token"]}, {"refresh_token": "x"}, {}):
+        await service.post("/api/auth/refresh", body)
+    for bearer in (None, service.user, token):
+        await service.ask("POST", "/api/auth/logout", token=bearer)
+    token = document(await service.post("/api/auth/login", account))["token"]
+    for body in ({}, {"name": "x", "tier": "premium"}, *[{"name": "x"}] * 51):
+        await service.post("/api/auth/keys", body, token)
+    await service.post("/api/auth/keys", {"name": "x"})
+    for method, path in (("GET", "/api/auth/keys"), ("DELETE", "/api/auth/keys/1")):
+        for bearer in (None, token, token):
+            await service.ask(method, path, token=bearer)
+    wrong = {"email": "c@example.com", "password": "wrong horse"}
+    answers = [await service.post("/api/auth/login", wrong) for _ in range(11)]
+    assert [answer.status for answer in answers] == [401] * 10 + [429]
 
 
 def test_bodies_are_taken_and_refused_as_described(with_service: Callable[[Test], None]) -> None:
@@ -789,7 +814,7 @@ def test_priorities() -> None:
     critical = {("GET", "/api/admin/metrics"), ("GET", "/api/admin/stats")}
     assert {key for key, rank in ranks.items() if rank is Priority.EXEMPT} == exempt
     assert {key for key, rank in ranks.items() if rank is Priority.CRITICAL} == critical
-    assert len(ranks) == 15
+    assert len(ranks) == 20
 
 
 def test_many_workers_make_the_schema_together(postgres: Any) -> None:

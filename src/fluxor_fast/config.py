@@ -2,7 +2,7 @@
 
 * Precedence is default < YAML file < environment < command line flag. A knob has three names:
   ``server.max_ccu``, ``FLUXOR_MAX_CCU`` and ``--max-ccu``; those of ``tls``, ``database``,
-  ``redis`` and ``cache`` are prefixed (``--database-url``); ``jwt_secret`` has no flag: everyone
+  ``redis`` and ``cache`` are prefixed (``--database-url``); keys of tokens have no flag: everyone
   can read flags with ``ps``.
 * ``PORT``, ``DB_HOST``, ``DATABASE_URL``, ``REDIS_URL`` and ``JWT_SECRET`` are read where the
   ``FLUXOR_…`` variable is not given. The file is that of ``--config``, ``FLUXOR_CONFIG`` or
@@ -315,7 +315,11 @@ class AuthSettings(_Section):
     """Tokens and passwords."""
 
     jwt_secret: Key | None = _knob(None, "signs tokens, 32 bytes or more; none can be a default")
-    token_seconds: Count = _knob(86_400, "life of a token; a day, as it cannot be taken back")
+    jwt_previous_secret: Key | None = _knob(None, "still verifies; none, unless keys are changed")
+    token_seconds: Count = _knob(
+        86_400, "life of an access token; a day, for clients that never refresh"
+    )
+    refresh_seconds: Count = _knob(2_592_000, "life of a session; a month, then a new login")
     hash_threads: Few = _knob(1, "password hashes at once, per worker; each fills a core")
     hash_queue: Size = _knob(64, "hashes waiting, per worker; a login flood must not take slots")
 
@@ -361,7 +365,8 @@ _SECTIONS = {name: type(default) for name, default in Settings()}
 _ALIASES = {"server.port": "PORT", "database.host": "DB_HOST", "database.url": "DATABASE_URL"}
 _ALIASES |= {"redis.url": "REDIS_URL", "auth.jwt_secret": "JWT_SECRET"}
 _PREFIXED = ("tls", "database", "redis", "cache")  # sections whose flags begin with their name
-_SECRETS = ("auth.jwt_secret", "database.url", "redis.url")
+_KEYS = ("jwt_secret", "jwt_previous_secret")  # of ``auth``: without a flag
+_SECRETS = (*(f"auth.{name}" for name in _KEYS), "database.url", "redis.url")
 
 
 @dataclass(frozen=True)
@@ -385,7 +390,7 @@ def knobs() -> Iterator[Knob]:
         for name, field in model.model_fields.items():
             path, kind = f"{section}.{name}", field.annotation
             word = f"{section}_{name}" if section in _PREFIXED else name
-            flag = None if name == "jwt_secret" else "--" + word.replace("_", "-")
+            flag = None if name in _KEYS else "--" + word.replace("_", "-")
             names = (path, flag, f"FLUXOR_{word.upper()}", _ALIASES.get(path))
             about = (kind, field.default, field.description or "", kind is bool)
             yield Knob(*names, *about, is_secret=path in _SECRETS)
@@ -519,8 +524,10 @@ def _reason(knob: Knob, value: object, error: Invalid) -> str:
 
 def secrets_of(settings: Settings) -> Iterator[str]:
     """Yield every secret among the settings, in the forms in which it may be met."""
-    if settings.auth.jwt_secret is not None:
-        yield settings.auth.jwt_secret.get_secret_value()
+    for name in _KEYS:
+        secret = getattr(settings.auth, name)
+        if secret is not None:
+            yield secret.get_secret_value()
     for url in (settings.database.effective_url, settings.redis.secret_url):
         parts = urlsplit(url or "")
         if parts.password:
@@ -534,7 +541,8 @@ def secrets_of(settings: Settings) -> Iterator[str]:
 def masked(settings: Settings) -> str:
     """Return the effective settings as YAML with what is derived, and without the secrets."""
     data = settings.model_dump(mode="json")
-    data["auth"]["jwt_secret"] = settings.auth.jwt_secret and "********"
+    for name in _KEYS:
+        data["auth"][name] = getattr(settings.auth, name) and "********"
     data["database"]["url"] = _masked_url(settings.database.effective_url)
     data["redis"]["url"] = _masked_url(settings.redis.secret_url)
     low, high = settings.database.pool_sizes(settings.server.max_ccu)

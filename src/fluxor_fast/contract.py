@@ -40,10 +40,11 @@ class Contract:
     :param answers: by status.
     :param body: the shape of the JSON document that it wants, or ``Any``; None: it reads no body.
     :param query: a model with one field for each parameter of the query.
-    :param auth: ``bearer`` if it wants a token (RFC 6750), and so answers 401 without a good one.
+    :param auth: ``bearer`` if it wants a token (RFC 6750), and so answers 401 without a good one;
+        ``bearer or key`` if an API key in ``X-API-Key`` will do as well.
     """
 
     answers: Mapping[int, Answer] = field(default_factory=dict)
     body: Any = None
     query: Any = None
-    auth: Literal["bearer"] | None = None
+    auth: Literal["bearer", "bearer or key"] | None = None

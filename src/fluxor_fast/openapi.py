@@ -75,9 +75,13 @@ _BY_PATH: Final = {
 }
 """What it answers where no route is; also 404 where a path has a parameter."""
 _NO_TOKEN: Final = Answer(
-    "There is no bearer token, or it is not valid, or has expired.",
+    "There is no token (or key), or it is not valid, or has expired.",
     headers={"WWW-Authenticate": "The challenge (RFC 6750, section 3)."},
 )
+_SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 _REQUEST_ID: Final = {
     "description": "The request's own `X-Request-ID` if that is 1 to 128 visible ASCII"
     " characters, else a new one.",
@@ -113,10 +117,9 @@ def document(app: App) -> dict[str, Any]:
             for status, answer in sorted((_ANYWHERE | _BY_PATH).items())
         },
     }
-    if any(route.contract and route.contract.auth for route in app.routes):
-        components["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-        }
+    wanted = {name for route in app.routes for name in _schemes(route.contract)}
+    if wanted:
+        components["securitySchemes"] = {name: _SCHEMES[name] for name in sorted(wanted)}
     return {
         "openapi": "3.1.0",
         "info": {"title": app.title, "version": app.version, "description": _ABOUT},
@@ -206,9 +209,14 @@ def _operation(route: Route, shapes: _Shapes, names: set[str]) -> dict[str, Any]
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
     if contract.auth:
-        operation["security"] = [{contract.auth: []}]
+        operation["security"] = [{name: []} for name in _schemes(contract)]
     operation["responses"] = _responses(route, contract, shapes)
     return operation
+
+
+def _schemes(contract: Contract | None) -> list[str]:
+    """Return the names of the ways to say who is asking, any of which will do."""
+    return contract.auth.split(" or ") if contract and contract.auth else []
 
 
 def _operation_id(route: Route, names: set[str]) -> str:

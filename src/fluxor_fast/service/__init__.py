@@ -6,7 +6,7 @@
 from fluxor_fast import __version__, openapi
 from fluxor_fast.app import App
 from fluxor_fast.cache import Cache
-from fluxor_fast.service import accounts, chain, runtime, status, users
+from fluxor_fast.service import accounts, chain, keys, runtime, sessions, status, users
 
 __all__ = ["app", "build"]
 
@@ -19,6 +19,8 @@ def build() -> App:
     runtime.install(made, cache)
     status.add_routes(made)
     accounts.add_routes(made)
+    sessions.add_routes(made)
+    keys.add_routes(made)
     users.add_routes(made, cache)
     openapi.publish(made)
     return made

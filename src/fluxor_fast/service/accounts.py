@@ -1,6 +1,7 @@
 """Accounts: register, log in, and how someone becomes an administrator.
 
-The answer to a wrong password and to an unknown user is the same, in words and in time. Nobody
+The answer to a wrong password and to an unknown user is the same, in words and in time, and after
+too many attempts too (see ``attempts``). Nobody
 becomes an administrator over HTTP: ``python -m fluxor_fast.service grant EMAIL admin`` does it,
 for who holds the database's credentials.
 """
@@ -20,6 +21,7 @@ from fluxor_fast.http.response import Response
 from fluxor_fast.service.answers import INVALID, LoggedIn
 from fluxor_fast.service.forms import Login, Registration, parse
 from fluxor_fast.service.runtime import Runtime, runtime
+from fluxor_fast.service.sessions import begin_session
 from fluxor_fast.service.users import CREATED, created, insert_user
 
 __all__ = ["add_routes", "grant_role"]
@@ -32,12 +34,16 @@ def add_routes(app: App) -> None:
         "/api/auth/login",
         contract=Contract(
             {
-                200: Answer("The token.", LoggedIn),
+                200: Answer("The tokens of a new session.", LoggedIn),
                 401: Answer(
                     "The email address or the password is wrong.",
                     headers={"WWW-Authenticate": "The challenge, `Bearer`."},
                 ),
                 422: INVALID,
+                429: Answer(
+                    "There were too many attempts for this account, or from this address.",
+                    headers={"Retry-After": "Seconds until counting begins anew."},
+                ),
                 503: CREATED[503],
             },
             body=Login,
@@ -52,24 +58,26 @@ async def register(request: Request) -> Response:
 
 
 async def login(request: Request) -> LoggedIn:
-    """Return a token for good credentials, with the seconds it lasts."""
+    """Begin a session: return its tokens for good credentials."""
     form = parse(Login, request)
-    parts = runtime(request)
+    parts, address = runtime(request), request.client
+    await parts.attempts.begin(form.email, address)
     user = await parts.database.fetch_one(
         "select id, email, roles, password_hash from users where lower(email) = lower(%s)",
         form.email,
     )
     hashed = None if user is None else user["password_hash"]
-    matches = await parts.passwords.verify(hashed, form.password)
+    try:
+        matches = await parts.passwords.verify(hashed, form.password)
+    except HTTPError:  # too many are being hashed
+        await parts.attempts.take_back(form.email, address)
+        raise
     if user is None or hashed is None or not matches:
         raise unauthorized("the email address or the password is wrong", "WRONG_CREDENTIALS")
     if parts.passwords.needs_rehash(hashed):
         await _rehash(parts, user["id"], hashed, form.password)
-    return {
-        "token": parts.tokens.issue(user["id"], user["email"], user["roles"]),
-        "expires_in": parts.tokens.lifetime,
-        "request_id": request.id,
-    }
+    await parts.attempts.take_back(form.email, address)
+    return await begin_session(request, user)
 
 
 async def _rehash(parts: Runtime, user_id: int, hashed: str, password: str) -> None:

@@ -25,7 +25,10 @@ __all__ = [
     "Figures",
     "Health",
     "Home",
+    "Key",
+    "KeyList",
     "LoggedIn",
+    "MadeKey",
     "Readiness",
     "User",
     "UserPage",
@@ -174,11 +177,37 @@ class UserPage(TypedDict):
 
 
 class LoggedIn(TypedDict):
-    """A token, and the seconds it lasts."""
+    """An access token and the refresh token of its session, and the seconds that each lasts."""
 
     token: str
     expires_in: int
+    refresh_token: str
+    refresh_expires_in: int
     request_id: str
+
+
+class Key(TypedDict):
+    """An API key, without its secret."""
+
+    id: int
+    prefix: str
+    name: str
+    tier: str
+    roles: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+
+
+class MadeKey(Key):
+    """An API key that was made; ``key`` is what to send as ``X-API-Key``."""
+
+    key: str
+
+
+class KeyList(TypedDict):
+    """API keys by id."""
+
+    keys: list[Key]
 
 
 class Fault(TypedDict):
@@ -199,5 +228,5 @@ class Invalid(TypedDict):
 
 INVALID = Answer("The request is well-formed, but not what is wanted.", Invalid)
 TAKEN = Answer("A user with this email address exists already, in whatever case.")
-FORBIDDEN = Answer("The token has not the role `admin`.")
+FORBIDDEN = Answer("The token or key has not the role `admin`.")
 BUSY_DATABASE = Answer("The database is busy or away.")

@@ -8,7 +8,7 @@ never repeated, because one of them may be a password.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -17,7 +17,7 @@ from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.routing import MAX_DIGITS
 
-__all__ = ["Login", "NewUser", "Page", "Registration", "page_of", "parse"]
+__all__ = ["Login", "NewKey", "NewUser", "Page", "Refresh", "Registration", "page_of", "parse"]
 
 MAX_DETAILS = 20
 MAX_PAGE = 100
@@ -88,6 +88,28 @@ class Login(_Form):
 
     email: Annotated[Text, Field(max_length=254, examples=["ada@example.org"])]
     password: Annotated[Text, Field(max_length=128, examples=["correct horse"])]
+
+
+class Refresh(_Form):
+    """Body of ``POST /api/auth/refresh``."""
+
+    refresh_token: Annotated[Text, Field(max_length=128)]
+
+
+class NewKey(_Form):
+    """Body of ``POST /api/auth/keys``."""
+
+    name: Annotated[Name, Field(description="What it is for.")]
+    roles: Annotated[
+        list[Name], Field(max_length=20, description="Some of your own.", examples=[["user"]])
+    ] = ["user"]
+    tier: Literal["standard", "premium"] = "standard"
+    expires_in: (
+        Annotated[
+            int, Field(ge=60, le=10 * 366 * 86_400, description="Seconds; without it, no end.")
+        ]
+        | None
+    ) = None
 
 
 class Page(_Form):

@@ -1,6 +1,7 @@
 """Home, health, metrics and echo: what answers without waiting, inside the batch.
 
-None of these handlers waits or blocks, but for ``/health/detailed``. Whether the database is
+None of these handlers waits or blocks, but for ``/health/detailed`` and, where an API key has to be
+looked up, those for administrators. Whether the database is
 ready is a flag that its keeper sets, so a probe costs no query. ``/health`` is for liveness: it
 depends on nothing. ``/ready`` is for load balancers: 503 takes the instance out while it is
 nearly full or without its database.
@@ -16,7 +17,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from fluxor_fast import __version__
 from fluxor_fast.app import App
-from fluxor_fast.auth.roles import authenticated, require_role
+from fluxor_fast.auth.apikeys import bearer_or_key
+from fluxor_fast.auth.roles import require_role
 from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
@@ -32,7 +34,7 @@ from fluxor_fast.service.answers import (
     Home,
     Readiness,
 )
-from fluxor_fast.service.runtime import has_room, runtime, tokens_of
+from fluxor_fast.service.runtime import has_room, keys_of, runtime, tokens_of
 
 __all__ = ["add_routes"]
 
@@ -42,6 +44,7 @@ FEATURES = [
     "replacement of failed workers",
     "PostgreSQL connection pool",
     "JWT authentication",
+    "API keys",
     "roles",
     "health checks",
     "Prometheus metrics",
@@ -50,13 +53,13 @@ FEATURES = [
 
 def add_routes(app: App) -> None:
     """Register these routes on ``app``."""
-    admin = (authenticated(tokens_of), chain.by_identity(app), require_role("admin"))
+    admin = (bearer_or_key(tokens_of, keys_of), chain.by_identity(app), require_role("admin"))
 
     def exempt(path: str, answers: dict[int, Answer]) -> Any:
         return app.get(path, priority="exempt", contract=Contract(answers))
 
     def for_admins(path: str, answer: Answer) -> Any:
-        contract = Contract({200: answer, 403: FORBIDDEN}, auth="bearer")
+        contract = Contract({200: answer, 403: FORBIDDEN}, auth="bearer or key")
         return app.get(path, priority="critical", middleware=admin, contract=contract)
 
     app.get("/", contract=Contract({200: Answer("What this is.", Home)}))(home)
@@ -158,7 +161,7 @@ def echo(request: Request) -> Echo:
     return {"echo": orjson.Fragment(request.body)}
 
 
-def admin_metrics(request: Request) -> AdminMetrics:
+async def admin_metrics(request: Request) -> AdminMetrics:
     """Return the instance's figures as JSON, with refusals by reason."""
     return {
         "server": {
@@ -169,7 +172,7 @@ def admin_metrics(request: Request) -> AdminMetrics:
     }
 
 
-def admin_stats(request: Request) -> AdminStatistics:
+async def admin_stats(request: Request) -> AdminStatistics:
     """Return the database pool's figures: of the instance, and more of the answering worker."""
     return {
         "database": {

@@ -1,4 +1,4 @@
-"""Users: list, get, create; all need a token.
+"""Users: list, get, create; all need a token or an API key.
 
 The list goes by keyset (``after`` is the last id of the page before), so that a page costs the
 same wherever it is, and none is skipped or repeated while users are added.
@@ -11,7 +11,7 @@ from typing import cast
 import psycopg
 
 from fluxor_fast.app import App
-from fluxor_fast.auth.roles import authenticated
+from fluxor_fast.auth.apikeys import bearer_or_key
 from fluxor_fast.cache import Cache
 from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.errors import HTTPError
@@ -20,7 +20,7 @@ from fluxor_fast.http.response import Response
 from fluxor_fast.service import chain
 from fluxor_fast.service.answers import BUSY_DATABASE, INVALID, TAKEN, User, UserPage
 from fluxor_fast.service.forms import NewUser, Page, page_of, parse
-from fluxor_fast.service.runtime import Runtime, runtime, tokens_of
+from fluxor_fast.service.runtime import Runtime, keys_of, runtime, tokens_of
 
 __all__ = ["CREATED", "add_routes", "created", "insert_user"]
 
@@ -40,20 +40,20 @@ SQL by hand) shows within that time, and in what they may do with their next tok
 
 def add_routes(app: App, cache: Cache) -> None:
     """Register these routes on ``app``."""
-    signed_in = (authenticated(tokens_of), chain.by_identity(app))
+    signed_in = (bearer_or_key(tokens_of, keys_of), chain.by_identity(app))
     app.get(
         "/api/users",
         middleware=signed_in,
         contract=Contract(
             {200: Answer("A page.", UserPage), 422: INVALID, 503: BUSY_DATABASE},
             query=Page,
-            auth="bearer",
+            auth="bearer or key",
         ),
     )(list_users)
     app.post(
         "/api/users",
         middleware=signed_in,
-        contract=Contract(CREATED, body=NewUser, auth="bearer"),
+        contract=Contract(CREATED, body=NewUser, auth="bearer or key"),
     )(create_user)
     app.get(
         "/api/users/{id:int}",
@@ -64,7 +64,7 @@ def add_routes(app: App, cache: Cache) -> None:
                 404: Answer("There is no user with this id."),
                 503: BUSY_DATABASE,
             },
-            auth="bearer",
+            auth="bearer or key",
         ),
     )(cache.cached(ttl=PROFILE_SECONDS, key=lambda request, id: id, name="users")(get_user))
 
