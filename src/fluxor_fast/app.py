@@ -270,6 +270,11 @@ class App(_Verbs):
         """The registered routes."""
         return tuple(self._routes)
 
+    def layers_of(self, route: Route) -> list[Layer]:
+        """Return the layers around a route, as far as middleware was added by now."""
+        chain = [*self._middleware, *self._route_middleware[route]]
+        return [one for one in chain if isinstance(one, Layer)]
+
     def router(self) -> Router:
         """Compose every route with its middleware and return the router over them."""
         router = Router(self._routes)

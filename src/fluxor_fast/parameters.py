@@ -48,7 +48,18 @@ from typing_extensions import is_typeddict
 
 from fluxor_fast.errors import RouteError
 
-__all__ = ["Body", "Header", "Parameter", "Path", "Query", "Source", "parameters_read"]
+__all__ = [
+    "Body",
+    "Header",
+    "Parameter",
+    "Path",
+    "Query",
+    "Source",
+    "inner",
+    "is_struct",
+    "parameters_read",
+    "returned",
+]
 
 Where = Literal["path", "query", "header", "body"]
 
@@ -165,14 +176,27 @@ def _check(path: str, found: Sequence[Parameter], methods: Sequence[str], stream
 
 def _resolved(path: str, handler: Callable[..., Any], one: inspect.Parameter) -> Any:
     """Return the annotation of a parameter, evaluated where it was written (rule 7)."""
-    holder = types.SimpleNamespace(__annotations__={one.name: one.annotation})
     try:
-        return get_type_hints(holder, _globals_of(handler), include_extras=True)[one.name]
+        return _evaluated(handler, one.annotation)
     except Exception as error:
         raise RouteError(
             f"{path}: the annotation of {one.name} cannot be read where the handler is defined:"
             f" {error}"
         ) from None
+
+
+def returned(handler: Callable[..., Any]) -> Any:
+    """Return the annotation of what a handler returns; None if there is none that can be read."""
+    try:
+        annotation = inspect.signature(handler).return_annotation
+        return None if annotation is inspect.Signature.empty else _evaluated(handler, annotation)
+    except Exception:  # it only describes
+        return None
+
+
+def _evaluated(handler: Callable[..., Any], annotation: Any) -> Any:
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    return get_type_hints(holder, _globals_of(handler), include_extras=True)["it"]
 
 
 def _globals_of(handler: Any) -> dict[str, Any]:

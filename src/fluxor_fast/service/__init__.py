@@ -3,7 +3,7 @@
 ``fluxor-fast serve`` runs ``fluxor_fast.service:app`` when no other application is named.
 """
 
-from fluxor_fast import __version__, openapi
+from fluxor_fast import __version__, documentation, openapi
 from fluxor_fast.app import App
 from fluxor_fast.service import accounts, chain, runtime, status, users
 
@@ -19,6 +19,7 @@ def build() -> App:
     accounts.add_routes(made)
     users.add_routes(made)
     openapi.publish(made)
+    documentation.install(made)
     return made
 
 
