@@ -6,7 +6,7 @@ network, and no third party learns of it or can change it.
 Rules:
 
 1. It has a policy of its own, in the place of the API's: script, style and requests of this origin
-   alone, nothing inline, no frames (CSP level 3). Where credentials would be sent they are typed in.
+   alone, nothing inline, no frames (CSP level 3). Tokens are typed in, and kept nowhere.
 2. It is off unless asked for (``--docs``), and on with ``--dev``. The description is for programs,
    and says no more than answers do; a page is another kind of thing to have on an origin that
    otherwise serves none: it asks people for tokens. Who wants it says so.

@@ -236,7 +236,7 @@ def _responses(
         found["200"] = _response(200, answer, None, shapes, returned)
     elif not contract.answers:
         found["default"] = {"description": "What the handler returns."}
-    return found
+    return dict(sorted(found.items()))
 
 
 def _joined(one: Answer | None, other: Answer) -> Answer:

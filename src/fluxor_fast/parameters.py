@@ -55,7 +55,6 @@ __all__ = [
     "Path",
     "Query",
     "Source",
-    "inner",
     "is_struct",
     "parameters_read",
     "returned",
@@ -234,7 +233,7 @@ def _without_source(kind: Any) -> Any:
     return Annotated[(bare, *kept)] if kept else bare
 
 
-def inner(kind: Any) -> Any:
+def _inner(kind: Any) -> Any:
     """Return a type without ``Annotated`` and ``| None`` around it."""
     while True:
         if get_origin(kind) is Annotated:
@@ -249,7 +248,7 @@ def inner(kind: Any) -> Any:
 
 
 def _is_several(kind: Any) -> bool:
-    bare = inner(kind)
+    bare = _inner(kind)
     return (get_origin(bare) or bare) in _SEVERAL
 
 
@@ -259,7 +258,7 @@ def is_struct(kind: Any) -> bool:
 
 
 def _is_document(kind: Any) -> bool:
-    bare = inner(kind)
+    bare = _inner(kind)
     if (get_origin(bare) or bare) in _SEVERAL:
         return any(map(_is_document, get_args(bare)))
     bare = get_origin(bare) or bare

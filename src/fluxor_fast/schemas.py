@@ -113,6 +113,11 @@ class Shapes:
     def argument(self, route: Route, one: Parameter) -> dict[str, Any]:
         """Return the schema of what comes as text."""
         schema = dict(self._found[route, one])
+        either = [some for some in schema.pop("anyOf", ()) if some != {"type": "null"}]
+        if len(either) == 1:  # there is no null in a text: it may be left out
+            schema |= either[0]
+        elif either:
+            schema["anyOf"] = either
         for inner in (schema, schema.get("items")):
             if isinstance(inner, dict) and inner.get("type") == "integer":  # rule 2
                 most = 10**MAX_DIGITS - 1
@@ -179,13 +184,10 @@ def _renamed(schema: Any, names: dict[str, str]) -> Any:
 def _describable(kind: Any) -> Any:
     """Return what a handler returns if it becomes JSON of a known shape, else None (rule 3)."""
     bare = get_origin(kind) or kind
-    if (
-        kind in (None, type(None), Any, object)
-        or bare in (str, bytes, tuple)  # (status, body)
-        or any(
-            isinstance(one, type) and issubclass(one, Response) for one in (bare, *get_args(kind))
-        )
-    ):
+    parts = (bare, *get_args(kind))
+    if kind in (None, type(None), Any, object) or bare in (str, bytes, tuple):
+        return None
+    if any(isinstance(one, type) and issubclass(one, Response) for one in parts):
         return None
     try:
         if not holds_struct(kind):
