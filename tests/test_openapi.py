@@ -296,6 +296,15 @@ def test_annotations_are_described() -> None:
     assert content == {"schema": {"$ref": "#/components/schemas/Part"}}
 
 
+def test_a_default_that_cannot_be_hashed_is_described() -> None:
+    def listed(request: Request, tags: Query[list[str]] = []) -> None: ...  # noqa: B006
+
+    app = App()
+    app.get("/a")(listed)
+    (parameter,) = document(app)["paths"]["/a"]["get"]["parameters"]
+    assert parameter["schema"]["default"] == []
+
+
 def test_refusals_are_as_described() -> None:
     app = App()
     app.post("/things/{id:int}")(annotated)
@@ -317,6 +326,13 @@ def test_refusals_are_as_described() -> None:
     run(main())
 
 
+def same_name() -> type:
+    class PackedPart(BaseModel):
+        a: int
+
+    return PackedPart
+
+
 def test_structs_are_described_beside_models_of_the_same_name() -> None:
     def make(request: Request, body: Packed) -> Packed:
         return body
@@ -326,7 +342,7 @@ def test_structs_are_described_beside_models_of_the_same_name() -> None:
 
     app = App()
     app.post("/a")(make)
-    app.post("/b", contract=Contract({200: Answer("It.", Renamed)}))(other)
+    app.post("/b", contract=Contract({200: Answer("It.", same_name())}))(other)
     made = document(app)
     schemas = made["components"]["schemas"]
     assert "a" in schemas["PackedPart"]["properties"]
@@ -337,13 +353,6 @@ def test_structs_are_described_beside_models_of_the_same_name() -> None:
     }
     for reference in references(made):
         assert reference.split("/")[-1] in made["components"][reference.split("/")[2]]
-
-
-class Renamed(BaseModel):
-    a: int
-
-
-Renamed.__name__ = "PackedPart"
 
 
 def test_what_is_returned_need_not_be_describable() -> None:

@@ -88,7 +88,7 @@ class Shapes:
             if body is not None:
                 want((route, "body"), "validation", body)
             for one in arguments.parameters if arguments else ():
-                want((route, one), "validation", one.type)
+                want((route, one.where, one.key), "validation", one.type)
             for status, answer in contract.answers.items():
                 if answer.body is not None:
                     want((route, status), "serialization", answer.body)
@@ -112,7 +112,7 @@ class Shapes:
 
     def argument(self, route: Route, one: Parameter) -> dict[str, Any]:
         """Return the schema of what comes as text."""
-        schema = dict(self._found[route, one])
+        schema = dict(self._found[route, one.where, one.key])
         either = [some for some in schema.pop("anyOf", ()) if some != {"type": "null"}]
         if len(either) == 1:  # there is no null in a text: it may be left out
             schema |= either[0]
