@@ -186,7 +186,9 @@ class App(_Verbs):
             parameters = parameters_of(path)
             read = parameters_read(path, handler, parameters, methods=methods, stream=stream)
             _check_signature(path, handler, [*parameters, *(one.name for one in read)])
-            arguments = Arguments(path, read, strict_query=strict_query)
+            arguments = None
+            if read or strict_query:
+                arguments = Arguments(path, read, strict_query=strict_query)
             made = [
                 Route(
                     method.upper(),
@@ -197,7 +199,7 @@ class App(_Verbs):
                     max_body=max_body,
                     max_in_flight=max_in_flight,
                     contract=contract,
-                    arguments=arguments if read or strict_query else None,
+                    arguments=arguments,
                     stream=stream,
                 )
                 for method in methods

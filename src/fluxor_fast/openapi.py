@@ -213,9 +213,9 @@ def _responses(
     own = dict(contract.answers)
     if contract.auth:
         own.setdefault(401, _NO_TOKEN)
-    checks = _REFUSED if route.arguments else {}
-    if route.arguments and not route.arguments.body:
-        checks = {422: checks[422]}
+    checks: Mapping[int, Answer] = {}
+    if route.arguments:
+        checks = _REFUSED if route.arguments.body else {422: _REFUSED[422]}
     for answers in (checks, *(layer.answers(route) for layer in layers)):
         for status, answer in answers.items():
             if status in own:  # rule 3
