@@ -305,6 +305,20 @@ def test_a_default_that_cannot_be_hashed_is_described() -> None:
     assert parameter["schema"]["default"] == []
 
 
+def test_a_path_is_described_by_the_router_and_the_annotation() -> None:
+    def limited(request: Request, id: Annotated[int, Field(le=9)]) -> None: ...
+
+    app = App()
+    app.get("/a/{id:int}")(limited)
+    app.get("/b/{id}")(limited)
+    paths = document(app)["paths"]
+    schemas = [paths[path]["get"]["parameters"][0]["schema"] for path in ("/a/{id}", "/b/{id}")]
+    assert schemas == [
+        {"type": "integer", "minimum": 0, "maximum": 9},
+        {"type": "integer", "minLength": 1, "minimum": -(10**18) + 1, "maximum": 9},
+    ]
+
+
 def test_refusals_are_as_described() -> None:
     app = App()
     app.post("/things/{id:int}")(annotated)

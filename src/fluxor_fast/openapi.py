@@ -181,7 +181,10 @@ def _parameters(route: Route, shapes: Shapes) -> list[dict[str, Any]]:
         schema = shapes.argument(route, one)
         place = (one.where, one.key)
         if one.where == "path":
-            schema = {**found[place]["schema"], **schema}
+            given = found[place]["schema"]  # the router has looked at it before
+            schema = {**given, **schema}
+            if "minimum" in given:
+                schema["minimum"] = max(given["minimum"], schema.get("minimum", 0))
         found[place] = {
             "name": one.key,
             "in": one.where,
