@@ -678,6 +678,7 @@ def test_names_of_knobs():
         "web.cors_credentials",
         "web.security_headers",
         "web.compression",
+        "web.docs",
         "observability.access_log",
     }
     assert {path for path, knob in table.items() if knob.is_secret} == {
