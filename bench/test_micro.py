@@ -11,13 +11,18 @@ import os
 import platform
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import harness
+import msgspec
 import pytest
 import uvloop
+from pydantic import BaseModel
+from typing_extensions import TypedDict
 
+from fluxor_fast import App, Query, Request
 from fluxor_fast import service as reference
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.auth.tokens import Tokens
@@ -29,9 +34,18 @@ from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.heads import HeadCache, Limits, parse_head
 from fluxor_fast.server.protocol import HttpProtocol
 from fluxor_fast.server.worker import Worker
+from tests.support.pure import make_request
 
 SEED = 20_240_601
-PACKAGES = ("fluxor-fast", "orjson", "httptools", "PyJWT", "pytest-benchmark")
+PACKAGES = (
+    "fluxor-fast",
+    "orjson",
+    "httptools",
+    "PyJWT",
+    "pydantic",
+    "msgspec",
+    "pytest-benchmark",
+)
 HEAD = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nUser-Agent: bench/1\r\n"
     b"Accept: application/json\r\nAccept-Encoding: gzip\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
@@ -310,6 +324,86 @@ def test_way_to_a_thread_and_back(benchmark: Benchmark) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         operation = "nothing, in a thread"
         measure(benchmark, operation, lambda: runner.run(hops()), operations=100)
+
+
+# arguments (see validation.py), the handler called with a request whose head is known
+
+
+@dataclass
+class OrderData:
+    """The body as a dataclass."""
+
+    email: str
+    name: str
+    age: int
+    tags: list[str]
+    active: bool
+
+
+class OrderDict(TypedDict):
+    """The body as a TypedDict."""
+
+    email: str
+    name: str
+    age: int
+    tags: list[str]
+    active: bool
+
+
+class OrderModel(BaseModel):
+    """The body as a pydantic model."""
+
+    email: str
+    name: str
+    age: int
+    tags: list[str]
+    active: bool
+
+
+class OrderStruct(msgspec.Struct, forbid_unknown_fields=True):
+    """The body as a msgspec Struct."""
+
+    email: str
+    name: str
+    age: int
+    tags: list[str]
+    active: bool
+
+
+ORDER = b'{"email":"ada@example.org","name":"Ada","age":36,"tags":["a","b"],"active":true}'
+
+
+def asked(handler: Callable[..., Any], *, query: bytes = b"", body: bytes = b"") -> Any:
+    """Return a function that calls ``handler`` as a route with a request for it."""
+    app = App()
+    app.post("/")(handler)
+    app.router()
+    (route,) = app.routes
+    headers = {"Content-Type": "application/json"}
+    request = make_request("POST", "/", query=query, body=body, headers=headers, route=route)
+    return lambda: route.call(request)
+
+
+@pytest.mark.parametrize("kind", [OrderData, OrderDict, OrderModel, OrderStruct])
+def test_checked_body(benchmark: Benchmark, kind: type) -> None:
+    def handler(request: Request, body: Any) -> None: ...
+
+    handler.__annotations__["body"] = kind
+    measure(benchmark, f"body of 5 fields checked, {kind.__name__}", asked(handler, body=ORDER))
+
+
+def test_unchecked_body(benchmark: Benchmark) -> None:
+    def handler(request: Request) -> None:
+        request.json()
+
+    measure(benchmark, "body of 5 fields, only decoded", asked(handler, body=ORDER))
+
+
+def test_checked_query(benchmark: Benchmark) -> None:
+    def handler(request: Request, page: Query[int], order: Query[str] = "id") -> None: ...
+
+    function = asked(handler, query=b"page=2&order=name")
+    measure(benchmark, "2 query parameters checked (an int, a text)", function)
 
 
 # tokens

@@ -726,6 +726,7 @@ def test_names_of_knobs():
         "web.security_headers",
         "web.compression",
         "web.rate_limit",
+        "web.docs",
         "observability.access_log",
     }
     assert {path for path, knob in table.items() if knob.is_secret} == {

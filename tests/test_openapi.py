@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from datetime import date
+from typing import Annotated, Any
 
+import msgspec
 import orjson
 import pytest
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field
 
-from fluxor_fast import App, HTTPError, Request
+from fluxor_fast import App, Header, HTTPError, Query, Request, Response
 from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.http.response import error_response
+from fluxor_fast.middleware.cors import CORS
+from fluxor_fast.middleware.timeout import Timeout
+from fluxor_fast.middleware.trusted_hosts import TrustedHosts
 from fluxor_fast.openapi import document, publish
 from fluxor_fast.routing import _CONVERTERS, Router
 from fluxor_fast.service import build
@@ -234,3 +239,176 @@ def test_it_is_published_whole_and_describes_itself() -> None:
         Description(made).check("GET", "/description", answer)
 
     run(main())
+
+
+@dataclass
+class Part:
+    size: int
+
+
+@dataclass
+class Whole:
+    name: str
+    parts: list[Part]
+
+
+class Packed(msgspec.Struct, forbid_unknown_fields=True):
+    parts: list[PackedPart]
+
+
+class PackedPart(msgspec.Struct, forbid_unknown_fields=True, rename={"size": "grams"}):
+    size: int
+
+
+def annotated(
+    request: Request,
+    id: Annotated[int, Field(ge=1)],
+    body: Whole,
+    page: Query[int] = 1,
+    tags: Query[list[str]] = (),  # type: ignore[assignment]
+    day: Query[date | None] = None,
+    x_token: Header[str] = "",
+) -> Part:
+    return Part(1)
+
+
+def test_annotations_are_described() -> None:
+    app = App()
+    app.post("/things/{id:int}")(annotated)
+    made = document(app)
+    operation = made["paths"]["/things/{id}"]["post"]
+    most = 10**18 - 1
+    assert [(one["in"], one["name"], one["required"], one["schema"])
+            for one in operation["parameters"]] == [
+        ("path", "id", True, {"type": "integer", "minimum": 1, "maximum": most}),
+        ("query", "page", False,
+         {"type": "integer", "minimum": -most, "maximum": most, "default": 1}),
+        ("query", "tags", False, {"type": "array", "items": {"type": "string"}, "default": []}),
+        ("query", "day", False, {"type": "string", "format": "date"}),
+        ("header", "x-token", False, {"type": "string", "default": ""}),
+    ]  # fmt: skip
+    reference = {"$ref": "#/components/schemas/Whole"}
+    assert operation["requestBody"]["content"]["application/json"]["schema"] == reference
+    for name in ("Whole", "Part"):  # closed at every depth
+        assert made["components"]["schemas"][name]["additionalProperties"] is False
+    assert {"415", "422", "200"} <= operation["responses"].keys()
+    content = operation["responses"]["200"]["content"]["application/json"]
+    assert content == {"schema": {"$ref": "#/components/schemas/Part"}}
+
+
+def test_a_default_that_cannot_be_hashed_is_described() -> None:
+    def listed(request: Request, tags: Query[list[str]] = []) -> None: ...  # noqa: B006
+
+    app = App()
+    app.get("/a")(listed)
+    (parameter,) = document(app)["paths"]["/a"]["get"]["parameters"]
+    assert parameter["schema"]["default"] == []
+
+
+def test_a_path_is_described_by_the_router_and_the_annotation() -> None:
+    def limited(request: Request, id: Annotated[int, Field(le=9)]) -> None: ...
+
+    app = App()
+    app.get("/a/{id:int}")(limited)
+    app.get("/b/{id}")(limited)
+    paths = document(app)["paths"]
+    schemas = [paths[path]["get"]["parameters"][0]["schema"] for path in ("/a/{id}", "/b/{id}")]
+    assert schemas == [
+        {"type": "integer", "minimum": 0, "maximum": 9},
+        {"type": "integer", "minLength": 1, "minimum": -(10**18) + 1, "maximum": 9},
+    ]
+
+
+def test_refusals_are_as_described() -> None:
+    app = App()
+    app.post("/things/{id:int}")(annotated)
+    description = Description(document(app))
+
+    async def main() -> None:
+        asker = Asker(app)
+        json = {"Content-Type": "application/json"}
+        for status, body, headers in (
+            (200, b'{"name": "x", "parts": []}', json),
+            (422, b"{}", json),
+            (415, b"{}", {}),
+            (400, b"{", json),
+        ):
+            answer = await asker.ask("POST", "/things/1", body=body, headers=headers)
+            assert answer.status == status
+            description.check("POST", "/things/{id}", answer)
+
+    run(main())
+
+
+def same_name() -> type:
+    class PackedPart(BaseModel):
+        a: int
+
+    return PackedPart
+
+
+def test_structs_are_described_beside_models_of_the_same_name() -> None:
+    def make(request: Request, body: Packed) -> Packed:
+        return body
+
+    def other(request: Request, body: Whole) -> list[Packed]:
+        return []
+
+    app = App()
+    app.post("/a")(make)
+    app.post("/b", contract=Contract({200: Answer("It.", same_name())}))(other)
+    made = document(app)
+    schemas = made["components"]["schemas"]
+    assert "a" in schemas["PackedPart"]["properties"]
+    assert schemas["PackedPartStruct"]["properties"] == {"grams": {"type": "integer"}}
+    assert schemas["PackedPartStruct"]["additionalProperties"] is False
+    assert schemas["Packed"]["properties"]["parts"]["items"] == {
+        "$ref": "#/components/schemas/PackedPartStruct"
+    }
+    for reference in references(made):
+        assert reference.split("/")[-1] in made["components"][reference.split("/")[2]]
+
+
+def test_what_is_returned_need_not_be_describable() -> None:
+    def response(request: Request) -> Response: ...
+    def either(request: Request) -> Part | Response: ...
+    def unknown(request: Request) -> Missing: ...  # type: ignore[name-defined] # noqa: F821
+    def strange(request: Request) -> App: ...
+
+    for one in (response, either, unknown, strange):
+        app = App()
+        app.get("/a")(one)
+        answers = document(app)["paths"]["/a"]["get"]["responses"]
+        assert "default" in answers
+        assert "200" not in answers
+
+
+def test_layers_say_what_they_answer() -> None:
+    app = App()
+    app.add_middleware(TrustedHosts(["example.com"]))
+    app.add_middleware(CORS(["https://example.com"]))
+
+    async def slow(request: Request) -> None: ...
+
+    app.get("/slow", middleware=[Timeout(2)])(slow)
+    app.get("/health", priority="exempt")(handler)
+    app.route("/own", methods=("OPTIONS",))(handler)
+    paths = document(app)["paths"]
+    slow_answers = paths["/slow"]["get"]["responses"]
+    assert slow_answers["400"]["description"].startswith("The host is not one that is served.")
+    assert slow_answers["504"]["description"] == "The answer took longer than 2 s."
+    assert "$ref" in paths["/health"]["get"]["responses"]["400"]
+    assert "403" not in slow_answers
+    assert "403" in paths["/own"]["options"]["responses"]
+
+
+def test_what_a_layer_and_the_route_both_answer_is_either() -> None:
+    app = App()
+    contract = Contract({504: Answer("Mine.", Part), 200: Answer("Good.")})
+
+    async def slow(request: Request) -> None: ...
+
+    app.get("/slow", middleware=[Timeout(2)], contract=contract)(slow)
+    answer = document(app)["paths"]["/slow"]["get"]["responses"]["504"]
+    assert answer["description"] == "Mine. The answer took longer than 2 s."
+    assert len(answer["content"]["application/json"]["schema"]["anyOf"]) == 2

@@ -190,7 +190,9 @@ class App(_Verbs):
             parameters = parameters_of(path)
             read = parameters_read(path, handler, parameters, methods=methods, stream=stream)
             _check_signature(path, handler, [*parameters, *(one.name for one in read)])
-            arguments = Arguments(path, read, strict_query=strict_query)
+            arguments = None
+            if read or strict_query:
+                arguments = Arguments(path, read, strict_query=strict_query)
             made = [
                 Route(
                     method.upper(),
@@ -201,7 +203,7 @@ class App(_Verbs):
                     max_body=max_body,
                     max_in_flight=max_in_flight,
                     contract=contract,
-                    arguments=arguments if read or strict_query else None,
+                    arguments=arguments,
                     stream=stream,
                 )
                 for method in methods
@@ -273,6 +275,11 @@ class App(_Verbs):
     def routes(self) -> tuple[Route, ...]:
         """The registered routes."""
         return tuple(self._routes)
+
+    def layers_of(self, route: Route) -> list[Layer]:
+        """Return the layers around a route, as far as middleware was added by now."""
+        chain = [*self._middleware, *self._route_middleware[route]]
+        return [one for one in chain if isinstance(one, Layer)]
 
     def router(self) -> Router:
         """Compose every route with its middleware and return the router over them."""

@@ -24,10 +24,11 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from inspect import iscoroutine
 from typing import Any, ClassVar
 
+from fluxor_fast.contract import Answer
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import to_response
 from fluxor_fast.routing import Call, Kind, Route, parameters_of
@@ -52,6 +53,13 @@ class Layer:
 
     def check(self, kind: Kind, path: str) -> None:
         """Raise a ``RouteError`` if this was asked for on a route where it can do nothing."""
+
+    def answers(self, route: Route) -> Mapping[int, Answer]:
+        """Return what it may answer in the place of the handler of ``route``, by status.
+
+        For the description; each is an error, in the form of all errors.
+        """
+        return {}
 
     def begin(self, request: Request) -> Any:
         """Return an answer, or None to go on."""

@@ -333,6 +333,7 @@ class WebSettings(_Section):
     cors_credentials: bool = _knob(False, "let those pages send cookies; tokens need none")
     security_headers: bool = _knob(True, "headers that make browsers careful; they cost little")
     compression: bool = _knob(True, "compress answers of 1 KiB and more; clients ask for it")
+    docs: bool = _knob(False, "a page at /docs; on with --dev: it asks people for tokens")
     trusted_hosts: Hosts = _knob((), "api.example.com or *.example.com; none: whatever is asked")
     rate_limit: bool = _knob(False, "1,000 a minute of an address; off: it may be a proxy's")
 

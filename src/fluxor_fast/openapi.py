@@ -1,8 +1,9 @@
 """From an application's routes to their description in OpenAPI 3.1.
 
 Nothing is written twice: paths and the types of their parameters come from the routes, summaries
-from the handlers' docstrings, shapes from the contracts (see ``contract``), and what the server
-itself may answer on any route stands here once.
+from the handlers' docstrings, shapes from their annotations (see ``parameters``) and contracts (see
+``contract``), what middleware answers from its layers, and what the server itself may answer on any
+route stands here once.
 
 Rules kept here (sections of the OpenAPI Specification 3.1):
 
@@ -12,38 +13,28 @@ Rules kept here (sections of the OpenAPI Specification 3.1):
 2. ``operationId`` is unique (4.8.10): the handler's name, with the method and then a number
    where that is taken.
 3. A status that both the route and the server may answer with is described as either.
-4. Shapes are JSON Schema 2020-12, as pydantic makes them, each under its name.
+4. Shapes are JSON Schema 2020-12, each under its name (see ``schemas``).
+5. What a handler's annotations say of body and parameters counts before its contract.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final, NotRequired
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import orjson
-from pydantic import Field, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema
-from typing_extensions import TypedDict
 
 from fluxor_fast.app import App
+from fluxor_fast.composition import Layer
 from fluxor_fast.contract import Answer, Contract
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import JSON, Response
 from fluxor_fast.routing import MAX_DIGITS, Route, parameters_of
+from fluxor_fast.schemas import RETURNED, Shapes
 
-__all__ = ["Error", "document", "publish"]
-
-
-class Error(TypedDict):
-    """What every error says."""
-
-    error: Annotated[str, Field(description="The code in small letters, or a wider kind.")]
-    message: Annotated[str, Field(description="A sentence for people.")]
-    code: Annotated[str, Field(description="A word for programs.", examples=["NOT_FOUND"])]
-    reason: NotRequired[Annotated[str, Field(description="Of a refusal: which limit it was.")]]
-    details: NotRequired[Annotated[Any, Field(description="All that is wrong, one by one.")]]
+__all__ = ["document", "publish"]
 
 
 _TYPES: Final[Mapping[str, dict[str, Any]]] = {
@@ -74,6 +65,11 @@ _BY_PATH: Final = {
     405: Answer("The path does not take this method.", headers={"Allow": "The methods it takes."}),
 }
 """What it answers where no route is; also 404 where a path has a parameter."""
+_REFUSED: Final = {
+    415: Answer("The body is not called JSON.", headers={"Accept": "What it must be."}),
+    422: Answer("The request is well-formed, but not what is wanted; `problems` has all faults."),
+}
+"""What is answered to arguments that are not what the annotations want."""
 _NO_TOKEN: Final = Answer(
     "There is no token (or key), or it is not valid, or has expired.",
     headers={"WWW-Authenticate": "The challenge (RFC 6750, section 3)."},
@@ -101,14 +97,14 @@ def document(app: App) -> dict[str, Any]:
 
     :raises pydantic.errors.PydanticUserError: for a shape that pydantic cannot describe.
     """
-    shapes = _Shapes(app.routes)
+    shapes = Shapes(app.routes)
     paths: dict[str, dict[str, Any]] = {}
     names: set[str] = set()
     for route in app.routes:
         operations = paths.setdefault(re.sub(r":[a-z]+\}", "}", route.path), {})
         method = route.method.lower()
         if method in _METHODS and method not in operations:  # rule 1
-            operations[method] = _operation(route, shapes, names)
+            operations[method] = _operation(route, shapes, names, app.layers_of(route))
     components: dict[str, Any] = {
         "schemas": shapes.components,
         "headers": {"X-Request-ID": _REQUEST_ID},
@@ -144,49 +140,9 @@ def publish(app: App, path: str = "/openapi.json") -> None:
     app.on_startup(make)
 
 
-class _Generator(GenerateJsonSchema):
-    """Pydantic's, without a title for each field that only repeats its name."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-
-class _Shapes:
-    """The JSON Schemas of all that the contracts name, made together so that names are unique."""
-
-    def __init__(self, routes: Iterable[Route]) -> None:
-        wanted: list[tuple[Any, Any, TypeAdapter[Any]]] = [
-            ("error", "serialization", TypeAdapter(Error))
-        ]
-        for route in routes:
-            contract = route.contract or Contract()
-            for what in ("body", "query"):
-                shape = getattr(contract, what)
-                if shape is not None:
-                    wanted.append(((route, what), "validation", TypeAdapter(shape)))
-            for status, answer in contract.answers.items():
-                if answer.body is not None:
-                    wanted.append(((route, status), "serialization", TypeAdapter(answer.body)))
-        schemas, definitions = TypeAdapter.json_schemas(
-            wanted, ref_template="#/components/schemas/{model}", schema_generator=_Generator
-        )
-        self.components: dict[str, Any] = definitions.get("$defs", {})
-        self._found = {key: schema for (key, _), schema in schemas.items()}
-        self.error = self._found["error"]
-
-    def get(self, route: Route, what: str | int) -> dict[str, Any] | None:
-        """Return the schema of a route's ``body``, ``query`` or answer with a status."""
-        return self._found.get((route, what))
-
-    def fields(self, route: Route) -> tuple[dict[str, Any], list[str]]:
-        """Return the schemas of the query's parameters by name, and which must be there."""
-        schema = self.get(route, "query") or {}
-        if "$ref" in schema:
-            schema = self.components[schema["$ref"].rpartition("/")[2]]
-        return schema.get("properties", {}), schema.get("required", [])
-
-
-def _operation(route: Route, shapes: _Shapes, names: set[str]) -> dict[str, Any]:
+def _operation(
+    route: Route, shapes: Shapes, names: set[str], layers: Sequence[Layer]
+) -> dict[str, Any]:
     contract = route.contract or Contract()
     operation: dict[str, Any] = {"operationId": _operation_id(route, names)}
     summary, _, more = (inspect.getdoc(route.handler) or "").partition("\n")
@@ -194,29 +150,56 @@ def _operation(route: Route, shapes: _Shapes, names: set[str]) -> dict[str, Any]
         operation["summary"] = summary
     if more.strip():
         operation["description"] = more.strip()
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": _TYPES[converter]}
-        for name, converter in parameters_of(route.path).items()
-    ]
-    fields, required = shapes.fields(route)
-    parameters += [
-        {"name": name, "in": "query", "required": name in required, "schema": schema}
-        for name, schema in fields.items()
-    ]
+    parameters = _parameters(route, shapes)
     if parameters:
         operation["parameters"] = parameters
     body = shapes.get(route, "body")
     if body is not None:
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
+        checked = route.arguments.body if route.arguments else None
+        operation["requestBody"] = {
+            "required": checked is None or checked.required,
+            "content": {JSON: {"schema": body}},
+        }
     if contract.auth:
         operation["security"] = [{name: []} for name in _schemes(contract)]
-    operation["responses"] = _responses(route, contract, shapes)
+    operation["responses"] = _responses(route, contract, shapes, layers)
     return operation
 
 
 def _schemes(contract: Contract | None) -> list[str]:
     """Return the names of the ways to say who is asking, any of which will do."""
     return contract.auth.split(" or ") if contract and contract.auth else []
+
+
+def _parameters(route: Route, shapes: Shapes) -> list[dict[str, Any]]:
+    """Return what comes in path, query and headers."""
+    found: dict[tuple[str, str], dict[str, Any]] = {
+        ("path", name): {"name": name, "in": "path", "required": True, "schema": _TYPES[converter]}
+        for name, converter in parameters_of(route.path).items()
+    }
+    fields, required = shapes.fields(route)
+    for name, schema in fields.items():
+        found["query", name] = {
+            "name": name,
+            "in": "query",
+            "required": name in required,
+            "schema": schema,
+        }
+    for one in route.arguments.parameters if route.arguments else ():  # rule 5
+        schema = shapes.argument(route, one)
+        place = (one.where, one.key)
+        if one.where == "path":
+            given = found[place]["schema"]  # the router has looked at it before
+            schema = {**given, **schema}
+            if "minimum" in given:
+                schema["minimum"] = max(given["minimum"], schema.get("minimum", 0))
+        found[place] = {
+            "name": one.key,
+            "in": one.where,
+            "required": one.required or one.where == "path",
+            "schema": schema,
+        }
+    return list(found.values())
 
 
 def _operation_id(route: Route, names: set[str]) -> str:
@@ -232,33 +215,56 @@ def _operation_id(route: Route, names: set[str]) -> str:
     return unique
 
 
-def _responses(route: Route, contract: Contract, shapes: _Shapes) -> dict[str, Any]:
+def _responses(
+    route: Route, contract: Contract, shapes: Shapes, layers: Sequence[Layer]
+) -> dict[str, Any]:
     common = dict(_ANYWHERE)
     if parameters_of(route.path):
         common[404] = _BY_PATH[404]
     own = dict(contract.answers)
     if contract.auth:
         own.setdefault(401, _NO_TOKEN)
+    checks: Mapping[int, Answer] = {}
+    if route.arguments:
+        checks = _REFUSED if route.arguments.body else {422: _REFUSED[422]}
+    for answers in (checks, *(layer.answers(route) for layer in layers)):
+        for status, answer in answers.items():
+            if status in own:  # rule 3
+                common[status] = _joined(common.get(status), answer)
+            else:
+                own[status] = answer
+    returned = shapes.get(route, RETURNED)
     found = {
-        str(status): _response(status, own[status], common.get(status), shapes, route)
+        str(status): _response(
+            status, own[status], common.get(status), shapes, shapes.get(route, status)
+        )
         if status in own
         else {"$ref": f"#/components/responses/{status}"}
         for status in sorted(common.keys() | own.keys())
     }
-    if not contract.answers:
+    if returned is not None:
+        answer = Answer("What the handler returns.")
+        found["200"] = _response(200, answer, None, shapes, returned)
+    elif not contract.answers:
         found["default"] = {"description": "What the handler returns."}
-    return found
+    return dict(sorted(found.items()))
+
+
+def _joined(one: Answer | None, other: Answer) -> Answer:
+    """Return the answer that is either of two errors."""
+    if one is None:
+        return other
+    return Answer(f"{one.text} {other.text}", headers={**one.headers, **other.headers})
 
 
 def _response(
     status: int,
     answer: Answer,
     common: Answer | None,
-    shapes: _Shapes,
-    route: Route | None = None,
+    shapes: Shapes,
+    schema: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the response of a status; ``common`` is what the server may answer with it too."""
-    schema = shapes.get(route, status) if route is not None else None
     is_error = schema is None and status >= 400
     headers: dict[str, Any] = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
     for source in (common, answer):

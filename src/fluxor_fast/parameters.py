@@ -48,7 +48,17 @@ from typing_extensions import is_typeddict
 
 from fluxor_fast.errors import RouteError
 
-__all__ = ["Body", "Header", "Parameter", "Path", "Query", "Source", "parameters_read"]
+__all__ = [
+    "Body",
+    "Header",
+    "Parameter",
+    "Path",
+    "Query",
+    "Source",
+    "is_struct",
+    "parameters_read",
+    "returned",
+]
 
 Where = Literal["path", "query", "header", "body"]
 
@@ -165,14 +175,27 @@ def _check(path: str, found: Sequence[Parameter], methods: Sequence[str], stream
 
 def _resolved(path: str, handler: Callable[..., Any], one: inspect.Parameter) -> Any:
     """Return the annotation of a parameter, evaluated where it was written (rule 7)."""
-    holder = types.SimpleNamespace(__annotations__={one.name: one.annotation})
     try:
-        return get_type_hints(holder, _globals_of(handler), include_extras=True)[one.name]
+        return _evaluated(handler, one.annotation)
     except Exception as error:
         raise RouteError(
             f"{path}: the annotation of {one.name} cannot be read where the handler is defined:"
             f" {error}"
         ) from None
+
+
+def returned(handler: Callable[..., Any]) -> Any:
+    """Return the annotation of what a handler returns; None if there is none that can be read."""
+    try:
+        annotation = inspect.signature(handler).return_annotation
+        return None if annotation is inspect.Signature.empty else _evaluated(handler, annotation)
+    except Exception:  # it only describes
+        return None
+
+
+def _evaluated(handler: Callable[..., Any], annotation: Any) -> Any:
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    return get_type_hints(holder, _globals_of(handler), include_extras=True)["it"]
 
 
 def _globals_of(handler: Any) -> dict[str, Any]:
@@ -210,7 +233,7 @@ def _without_source(kind: Any) -> Any:
     return Annotated[(bare, *kept)] if kept else bare
 
 
-def inner(kind: Any) -> Any:
+def _inner(kind: Any) -> Any:
     """Return a type without ``Annotated`` and ``| None`` around it."""
     while True:
         if get_origin(kind) is Annotated:
@@ -225,7 +248,7 @@ def inner(kind: Any) -> Any:
 
 
 def _is_several(kind: Any) -> bool:
-    bare = inner(kind)
+    bare = _inner(kind)
     return (get_origin(bare) or bare) in _SEVERAL
 
 
@@ -235,7 +258,7 @@ def is_struct(kind: Any) -> bool:
 
 
 def _is_document(kind: Any) -> bool:
-    bare = inner(kind)
+    bare = _inner(kind)
     if (get_origin(bare) or bare) in _SEVERAL:
         return any(map(_is_document, get_args(bare)))
     bare = get_origin(bare) or bare

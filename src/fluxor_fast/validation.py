@@ -28,6 +28,10 @@ Rules:
    ``strict_query``: links are decorated on their way.
 8. What a handler returns is not checked: mypy does that before it runs, and a wrong answer is no
    client's fault. The annotation describes (see ``openapi``).
+
+Cost: a body of five fields 3.1 µs as a dataclass, 3.2 as a ``TypedDict``, 3.4 as a pydantic model,
+2.2 as a Struct, where only to decode it takes 0.7; two query parameters 1.9
+(``python -m pytest bench/test_micro.py -k checked --benchmark-only``).
 """
 
 from __future__ import annotations
@@ -51,8 +55,8 @@ from fluxor_fast.parameters import Parameter, is_struct
 __all__ = ["MAX_BODY", "Arguments", "holds_struct"]
 
 MAX_BODY: Final = 65_536
-"""Bytes of a checked body, unless the route or a ``BodyLimit`` says other. A body made of nothing
-but faults costs about a microsecond for two bytes."""
+"""Bytes of a checked body, unless the route or a ``BodyLimit`` says other: a body may be made of
+nothing but faults, and to find one costs far more than to read two bytes."""
 MOST_LISTED: Final = 200
 MOST_TOLD: Final = 20
 MOST_STEPS: Final = 32

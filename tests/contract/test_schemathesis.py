@@ -1,4 +1,4 @@
-"""Schemathesis against the running service: what it generates from ``/openapi.json``, sent.
+"""Schemathesis against running servers: what it generates from ``/openapi.json``, sent.
 
 It makes requests that the description allows and ones that it does not, alone and in sequences,
 and holds each answer against the description. ``CONTRACT=long`` (``make contract``) goes on for
@@ -46,6 +46,46 @@ def account(port: int, database_url: str, description: bytes) -> str:
     return Tokens(SECRET.encode(), 3600).issue(1, example["email"], ["user", "admin"])
 
 
+def check(port: int, folder: Path, *options: str) -> None:
+    """Hold the server at ``port`` against the description in ``folder``."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            "run",
+            "openapi.json",
+            f"--url=http://127.0.0.1:{port}",
+            *options,
+            "--checks=all",
+            "--phases=examples,coverage,fuzzing,stateful",
+            f"--seed={SEED}",
+            "--generation-database=none",
+            "--request-timeout=10",
+            "--no-color",
+            *BOUNDS,
+        ],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0
+    paths = json.loads((folder / "openapi.json").read_bytes())["paths"].values()
+    assert re.search(rf"Tested: {sum(map(len, paths))}\n", done.stdout)
+
+
+@pytest.mark.timeout(300)
+def test_checked_arguments_keep_to_their_description(tmp_path: Path) -> None:
+    with LiveServer("annotated:app") as server:
+        (tmp_path / "openapi.json").write_bytes(get(server.port, "/openapi.json").body)
+        check(server.port, tmp_path)
+        assert "Traceback" not in server.log
+
+
 @pytest.mark.timeout(300)
 def test_the_service_keeps_to_its_description(database_url: str, tmp_path: Path) -> None:
     env = {"DATABASE_URL": database_url, "JWT_SECRET": SECRET}
@@ -55,34 +95,7 @@ def test_the_service_keeps_to_its_description(database_url: str, tmp_path: Path)
         (tmp_path / "openapi.json").write_bytes(description)
         token = account(server.port, database_url, description)
         workers = server.workers
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "schemathesis.cli",
-                "run",
-                "openapi.json",
-                f"--url=http://127.0.0.1:{server.port}",
-                f"--header=Authorization: Bearer {token}",
-                "--checks=all",
-                "--phases=examples,coverage,fuzzing,stateful",
-                f"--seed={SEED}",
-                "--generation-database=none",
-                "--request-timeout=10",
-                "--no-color",
-                *BOUNDS,
-            ],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        print(done.stdout)
-        assert done.returncode == 0
-        paths = json.loads(description)["paths"].values()
-        assert re.search(rf"Tested: {sum(map(len, paths))}\n", done.stdout)
+        check(server.port, tmp_path, f"--header=Authorization: Bearer {token}")
         assert get(server.port, "/api/metrics").json["error_requests"] == 0
         assert server.workers == workers  # none was replaced
         assert "Traceback" not in server.log

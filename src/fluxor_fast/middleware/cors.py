@@ -24,14 +24,16 @@ layer of a route costs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 from fluxor_fast.composition import Layer
+from fluxor_fast.contract import Answer
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.origins import read_origin
 from fluxor_fast.http.request import Head, Request
 from fluxor_fast.http.response import Response, header_line
+from fluxor_fast.routing import Route
 
 __all__ = ["CORS"]
 
@@ -112,6 +114,11 @@ class CORS(Layer):
         return origin in self._exact or (
             self._wild is not None and self._wild.fullmatch(origin) is not None
         )
+
+    def answers(self, route: Route) -> Mapping[int, Answer]:
+        """Return what a preflight may be refused with: only a route for OPTIONS has it."""
+        refused = Answer("Of a preflight: the origin, method or a header is not allowed.")
+        return {403: refused} if route.method == "OPTIONS" else {}
 
     def begin(self, request: Request) -> Any:
         """Answer a preflight; else add the lines to whatever the answer will be."""

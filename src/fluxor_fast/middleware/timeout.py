@@ -16,9 +16,11 @@ set and taken back.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fluxor_fast.composition import Layer
+from fluxor_fast.contract import Answer
 from fluxor_fast.errors import HTTPError, RouteError
 from fluxor_fast.http.request import Request
 from fluxor_fast.routing import Call, Kind, Route
@@ -43,6 +45,11 @@ class Timeout(Layer):
                 f"{path}: only a coroutine function can be cancelled by a timeout"
                 f" (this handler is {kind.value})"
             )
+
+    def answers(self, route: Route) -> Mapping[int, Answer]:
+        """Return what it answers when the time is over."""
+        late = Answer(f"The answer took longer than {self.seconds:g} s.")
+        return {504: late} if route.kind is Kind.ASYNC else {}
 
     def __call__(self, call_next: Call, route: Route) -> Call:
         """Put this layer around ``call_next`` (rule 1)."""

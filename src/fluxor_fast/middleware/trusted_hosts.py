@@ -17,10 +17,11 @@ first layer of a route costs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from fluxor_fast.composition import Layer
+from fluxor_fast.contract import Answer
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.origins import read_host
 from fluxor_fast.http.request import Request
@@ -53,6 +54,12 @@ class TrustedHosts(Layer):
         return (
             call_next if route.priority is Priority.EXEMPT else super().__call__(call_next, route)
         )
+
+    def answers(self, route: Route) -> Mapping[int, Answer]:
+        """Return what it refuses with."""
+        if route.priority is Priority.EXEMPT:
+            return {}
+        return {400: Answer("The host is not one that is served.")}
 
     def begin(self, request: Request) -> Any:
         """Refuse what is for another host."""

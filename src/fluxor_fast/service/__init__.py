@@ -3,7 +3,7 @@
 ``fluxor-fast serve`` runs ``fluxor_fast.service:app`` when no other application is named.
 """
 
-from fluxor_fast import __version__, openapi
+from fluxor_fast import __version__, documentation, openapi
 from fluxor_fast.app import App
 from fluxor_fast.cache import Cache
 from fluxor_fast.service import accounts, chain, keys, runtime, sessions, status, users
@@ -23,6 +23,7 @@ def build() -> App:
     keys.add_routes(made)
     users.add_routes(made, cache)
     openapi.publish(made)
+    documentation.install(made)
     return made
 
 
