@@ -62,6 +62,7 @@ class Route:
     ``call(request)`` returns what the handler returned (a coroutine for ``Kind.ASYNC``).
     ``contract`` is what it was declared to take and answer, if it was.
     ``stream``: it is called when the head of the request is complete, and reads the body itself.
+    ``websocket``: it may answer an offer of a WebSocket with an ``Upgrade``.
     ``wrapped``: there is middleware around it, which may add to its answers.
     """
 
@@ -76,6 +77,7 @@ class Route:
         "path",
         "priority",
         "stream",
+        "websocket",
         "wrapped",
     )
 
@@ -92,6 +94,7 @@ class Route:
         max_in_flight: int | None = None,
         contract: Contract | None = None,
         stream: bool = False,
+        websocket: bool = False,
     ) -> None:
         self.method = method
         self.path = path
@@ -103,6 +106,7 @@ class Route:
         self.max_in_flight = max_in_flight
         self.contract = contract
         self.stream = stream
+        self.websocket = websocket
         self.wrapped = False
 
     def __repr__(self) -> str:

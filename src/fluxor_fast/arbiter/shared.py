@@ -62,7 +62,7 @@ __all__ = [
     "Word",
 ]
 
-LAYOUT_VERSION: Final = 5
+LAYOUT_VERSION: Final = 6
 _MAGIC: Final = 0x464C55584F52_4641  # "FLUXORFA"
 _HEADER: Final = 16
 _FOLD: Final = 3
@@ -110,7 +110,7 @@ class State(IntEnum):
 
 
 class Word(IntEnum):
-    """The words of a region. Up to ``ROUTES`` they are gauges, from ``OFFERED`` counters."""
+    """The words of a region. Up to ``WEBSOCKETS`` they are gauges, from ``OFFERED`` counters."""
 
     PID = 0
     STATE = 1
@@ -119,14 +119,15 @@ class Word(IntEnum):
     DB_AVAILABLE = 4
     DB_WAITING = 5
     ROUTES = 6  # one bit for each row of routes that this worker uses
+    WEBSOCKETS = 7  # open ones
     # requests: offered = accepted + Σ shed + waiting;
     # accepted = completed + aborted + in flight + lost in a crash
-    OFFERED = 7
-    ACCEPTED = 8
-    COMPLETED = 9
-    ABORTED = 10
-    LOST = 11
-    SHED = 12  # one word per reason
+    OFFERED = 8
+    ACCEPTED = 9
+    COMPLETED = 10
+    ABORTED = 11
+    LOST = 12
+    SHED = 13  # one word per reason
     RESPONSES = SHED + len(SHED_REASONS)  # one word per status class, 1xx to 5xx
     DURATION_US = RESPONSES + 5  # sum of the durations, microseconds
     PROXY = DURATION_US + 1  # connections closed for want of a PROXY header, a word per reason

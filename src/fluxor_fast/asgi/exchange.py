@@ -140,7 +140,7 @@ class Exchange:
     async def receive(self) -> Message:
         """Return the next message of the client."""
         if self._read:
-            await self._until_end()
+            await self.until_end()
             return {"type": "http.disconnect"}
         source = self._request.source
         if source is None:
@@ -230,7 +230,8 @@ class Exchange:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _until_end(self) -> None:
+    async def until_end(self) -> None:
+        """Wait until the answer is complete, or the client gone."""
         connection = self._request.connection
         if self._over or self.error is not None or connection.gone:
             return

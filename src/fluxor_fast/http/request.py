@@ -160,6 +160,8 @@ class Head:
     """What who serves the application in another form has made of it."""
     authority: str | None = None
     """Host and port of a target in absolute form: they count, not ``Host`` (RFC 9112, 3.2.2)."""
+    upgrade = False
+    """Whether it offers a WebSocket to a route that takes them; the last request, then."""
 
     # no __slots__: cached properties live in __dict__, and a head is made once for many requests
     def __init__(

@@ -107,6 +107,14 @@ class Leaving:
                 request.permit = False
                 self.limit.release(1)
 
+    def _conclude(self, request: Request) -> None:
+        """Count a request whose answer is no concern of the connection's any more."""
+        self.counters.completed += 1
+        self._leave_route(request)
+        if request.permit:
+            request.permit = False
+            self.limit.release(1)
+
     def _abort(self, request: Request) -> None:
         self.counters.abandoned()
         self._leave_route(request)
