@@ -31,7 +31,7 @@ from typing import Final
 
 from fluxor_fast.asgi.answers import fields_of
 from fluxor_fast.asgi.exchange import Application, Disconnected, Exchange, Message, Scope, scope_of
-from fluxor_fast.asgi.wire import Wire, shake_hands
+from fluxor_fast.asgi.wire import Agreed, Wire, shake_hands
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import JSON, Response, error_response
@@ -139,9 +139,7 @@ class Conversation:
         elif self._denied:
             raise RuntimeError(f"{kind} after the WebSocket was refused")
         elif kind == "websocket.accept":
-            lines = self._agreed.lines + _accepting(message)
-            wire = Wire(self._limits.max_message, self._agreed.extensions)
-            self._socket = _Socket(self._request, lines, wire, self._limits)
+            self._socket = _Socket(self._request, message, self._agreed, self._limits)
             if not self._accepted.done():
                 self._accepted.set_result(None)
         elif kind == "websocket.close":
@@ -156,19 +154,20 @@ class Conversation:
             raise RuntimeError(f"a message of this type has no place here: {kind}")
 
 
-def _accepting(message: Message) -> bytes:
-    """Return the header lines that the application adds to the 101."""
+def _accepting(message: Message) -> tuple[bytes, bytes | None]:
+    """Return the header lines that the application adds to the 101, and its request id."""
     headers = [(bytes(name), bytes(value)) for name, value in message.get("headers") or ()]
     for name, _ in headers:
         if name.lower().startswith(b"sec-websocket-") or name.lower() == b"upgrade":
             raise ValueError(f"not a header for websocket.accept: {name!r}")
-    lines = fields_of(headers).lines
+    fields = fields_of(headers)
+    lines = fields.lines
     subprotocol = message.get("subprotocol")
     if subprotocol is not None:
         if not _TOKEN(subprotocol):
             raise ValueError(f"not the name of a subprotocol: {subprotocol!r}")
         lines += b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode("ascii")
-    return lines
+    return lines, fields.request_id
 
 
 class _Socket(Upgrade):
@@ -180,12 +179,13 @@ class _Socket(Upgrade):
         "_wire", "_writers", "application",
     )  # fmt: skip
 
-    def __init__(self, request: Request, lines: bytes, wire: Wire, limits: Limits) -> None:
-        super().__init__(lines)
+    def __init__(self, request: Request, accept: Message, agreed: Agreed, limits: Limits) -> None:
+        lines, request_id = _accepting(accept)
+        super().__init__(agreed.lines + lines, request_id)
         loop = asyncio.get_running_loop()
         self._request = request
         self._limits = limits
-        self._wire = wire
+        self._wire = Wire(limits.max_message, agreed.extensions)
         self.application: asyncio.Future[None]  # runs on
         self._tunnel: Tunnel | None = None  # from the 101 on
         # what has come

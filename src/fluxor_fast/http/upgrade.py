@@ -66,22 +66,25 @@ class Upgrade(Response):
     """An answer behind which another protocol is spoken.
 
     :param lines: header fields, ready made and checked; ``Upgrade`` and ``Connection`` among them.
+    :param request_id: takes the place of the server's.
     """
 
-    __slots__ = ("_ends", "_lines")
+    __slots__ = ("_ends", "_lines", "_request_id")
 
     upgrades: ClassVar[bool] = True
 
-    def __init__(self, lines: bytes) -> None:
+    def __init__(self, lines: bytes, request_id: bytes | None = None) -> None:
         super().__init__(b"", 200)
         self.status = 101
         self._lines = lines
+        self._request_id = request_id
         self._ends: list[Callable[[], None]] = []
 
     def encode(
         self, block: bytes, rid: bytes, *, connection: bytes = b"", head_only: bool = False
     ) -> bytes:
         """Return the head; it says itself what becomes of the connection."""
+        rid = self._request_id or rid
         return b"".join((status_line(101), self._lines, block, rid, b"\r\n\r\n"))
 
     @abstractmethod
