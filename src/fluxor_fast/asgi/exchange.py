@@ -56,11 +56,12 @@ class Disconnected(OSError):
 def scope_of(request: Request) -> Scope:
     """Return the scope but for ``state``; all that is the head's is made once for each head."""
     head = request.head
-    if head.notes is None:
-        head.notes = _of_head(head)
-    scope: Scope = head.notes.copy()
+    notes: Scope | None = head.notes
+    if notes is None:
+        notes = head.notes = _of_head(head)
+    scope = notes.copy()
     # copies: applications add to it (the list that Starlette makes of it is put back)
-    scope["headers"] = list(head.raw_headers)
+    scope["headers"] = notes["headers"].copy()
     connection = request.connection
     client, scope["server"], scope["scheme"], proxied = connection.both_ends
     if proxied:
@@ -81,6 +82,7 @@ def _of_head(head: Head) -> Scope:
         "raw_path": head.path.encode("ascii"),
         "query_string": head.query,
         "root_path": "",
+        "headers": list(head.raw_headers),
     }
 
 
@@ -119,7 +121,8 @@ class Exchange:
             if not self._over:
                 self._break_off(RuntimeError(UNANSWERED))
         finally:
-            self._end()
+            if not self._over or self._waiter is not None:
+                self._end()
         return self._response
 
     def _break_off(self, error: BaseException) -> None:
@@ -185,7 +188,9 @@ class Exchange:
                 fields = fields_of(started.get("headers", ()))
                 response = AsgiResponse(started["status"], fields, body)
                 self._answer(response, fields.closes)
-                self._end()
+                self._over = True
+                if self._waiter is not None:
+                    self._end()
         elif kind == "http.response.start":
             if self._started is not None:
                 raise RuntimeError("http.response.start a second time")

@@ -34,7 +34,7 @@ def begin(loop: Any, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]
     except AttributeError:  # a loop without attributes of its own
         return asyncio.Task(coroutine, loop=loop)
     try:
-        task = asyncio.Task(coroutine, loop=loop)
+        task = asyncio.Task(coroutine, loop=loop, name="request")  # a name of its own takes time
     finally:
         del loop.call_soon
     step, context = caught[0]

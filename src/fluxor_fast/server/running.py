@@ -272,6 +272,6 @@ class Running(Leaving):
         """
         if response.streams:
             self._launch(request, response)
-        else:
+        elif not self._leave_short(request, response):
             answer = self._encode(request, response)
             self._leave(request, response.status, answer, monotonic())
