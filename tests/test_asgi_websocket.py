@@ -451,15 +451,13 @@ async def test_a_client_that_breaks_the_protocol_is_told_and_so_is_the_applicati
 @in_loop
 async def test_compression_by_choice() -> None:
     stage = Stage(websocket_compression=True)
-    async with serving(stage.app) as server:
-        async with dial(server, compression="deflate") as client:
-            assert "permessage-deflate" in client.response.headers["Sec-WebSocket-Extensions"]
-            for _ in range(3):
-                await client.send("x" * 100_000)
-                assert await client.recv() == "x" * 100_000
-    async with serving(Stage().app) as server:
-        async with dial(server, compression="deflate") as client:
-            assert "Sec-WebSocket-Extensions" not in client.response.headers
+    async with serving(stage.app) as server, dial(server, compression="deflate") as client:
+        assert "permessage-deflate" in client.response.headers["Sec-WebSocket-Extensions"]
+        for _ in range(3):
+            await client.send("x" * 100_000)
+            assert await client.recv() == "x" * 100_000
+    async with serving(Stage().app) as server, dial(server, compression="deflate") as client:
+        assert "Sec-WebSocket-Extensions" not in client.response.headers
 
 
 # back-pressure
@@ -543,12 +541,14 @@ async def test_a_client_that_does_not_read_is_dropped_after_the_write_timeout() 
 async def test_the_time_limits_of_http_do_not_end_it() -> None:
     stage = Stage(websocket_ping_interval=0)
     times = Timeouts(head=10, body=30, keep_alive=75, write=30, age=100)
-    async with serving(stage.app, timeouts=times) as server:
-        async with dial(server, ping_interval=None) as client:
-            for _ in range(5):
-                server.check(1000)
-            await client.send("still")
-            assert await client.recv() == "still"
+    async with (
+        serving(stage.app, timeouts=times) as server,
+        dial(server, ping_interval=None) as client,
+    ):
+        for _ in range(5):
+            server.check(1000)
+        await client.send("still")
+        assert await client.recv() == "still"
 
 
 @in_loop

@@ -54,25 +54,26 @@ class Disconnected(OSError):
 
 
 def scope_of(request: Request) -> Scope:
-    """Return the scope but for ``state``; all that is the head's is made once for each head."""
-    head = request.head
-    notes: Scope | None = head.notes
-    if notes is None:
-        notes = head.notes = _of_head(head)
-    scope = notes.copy()
+    """Return the scope but for ``state``; as long as a client repeats its head, by the last one."""
+    head, connection = request.head, request.connection
+    last = connection.notes
+    if last is not None and last[0] is head:
+        same: Scope = last[1]
+    else:
+        same = _of_head(head, request)
+        connection.notes = head, same
     # copies: applications add to it (the list that Starlette makes of it is put back)
-    scope["headers"] = notes["headers"].copy()
-    connection = request.connection
-    client, scope["server"], scope["scheme"], proxied = connection.both_ends
-    if proxied:
-        scope["scheme"] = request.scheme
-        if request.client != client[0]:
-            client = request.client, 0
-    scope["client"] = client if client[0] else None
+    scope = same.copy()
+    scope["headers"] = same["headers"].copy()
     return scope
 
 
-def _of_head(head: Head) -> Scope:
+def _of_head(head: Head, request: Request) -> Scope:
+    client, server, scheme, proxied = request.connection.both_ends
+    if proxied:
+        scheme = request.scheme
+        if request.client != client[0]:
+            client = request.client, 0
     return {
         "type": "http",
         "asgi": VERSIONS,
@@ -83,6 +84,9 @@ def _of_head(head: Head) -> Scope:
         "query_string": head.query,
         "root_path": "",
         "headers": list(head.raw_headers),
+        "server": server,
+        "scheme": scheme,
+        "client": client if client[0] else None,
     }
 
 

@@ -75,6 +75,9 @@ class Watcher(Protocol):
 class Connection(Protocol):
     """What a request asks of the connection it came on."""
 
+    notes: tuple[Head, Any] | None
+    """What who serves the application in another form has made of its last head."""
+
     @property
     def both_ends(self) -> BothEnds:
         """Who is connected with whom."""
@@ -156,8 +159,6 @@ class Head:
     seconds the client says it waits.
     """
 
-    notes: Any = None
-    """What who serves the application in another form has made of it."""
     authority: str | None = None
     """Host and port of a target in absolute form: they count, not ``Host`` (RFC 9112, 3.2.2)."""
     upgrade = False

@@ -127,7 +127,10 @@ class Leaving:
         connection.transport.write(answer)
         counters = self.counters
         counters.completed += 1
-        counters.answered(response.status)
+        if 200 <= response.status < 300:
+            counters.responses[2] += 1
+        else:
+            counters.answered(response.status)
         counters.observe(monotonic() - request.arrived, 1)
         if request.permit:
             request.permit = False

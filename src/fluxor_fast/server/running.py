@@ -183,7 +183,7 @@ class Running(Leaving):
                     value = route.call(request)
                     if route.kind is not SYNC:
                         value = await value
-                response = to_response(value)
+                response = value if isinstance(value, Response) else to_response(value)
                 if response.answered:
                     if slot:
                         self.slots.release(1)

@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import (
-    BackgroundTasks, Depends, FastAPI, File, Form, Header, HTTPException, Query, UploadFile,
-    WebSocket, WebSocketException,
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    File,
+    Form,
+    Header,
+    HTTPException,
+    Query,
+    UploadFile,
+    WebSocket,
+    WebSocketException,
 )  # fmt: skip
 from fastapi.responses import StreamingResponse as FastStream
 from fastapi.security import OAuth2PasswordBearer, OAuth2PasswordRequestForm
@@ -25,7 +34,12 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
 from starlette.responses import (
-    FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse,
+    FileResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
 )  # fmt: skip
 from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
