@@ -306,3 +306,18 @@ async def test_fastapis_websockets() -> None:
             with pytest.raises(InvalidStatus) as caught:
                 await connect(f"ws://127.0.0.1:{port}{path}", compression=None)
             assert caught.value.response.status_code == 403
+
+
+@in_loop
+async def test_django_answers_in_pieces() -> None:
+    pytest.importorskip("django")
+    from django.conf import settings
+    from django.core.asgi import get_asgi_application
+
+    settings.configure(ROOT_URLCONF="tests.support.apps.django_urls", ALLOWED_HOSTS=["*"])
+    async with ours(get_asgi_application()) as port:
+        assert (await ask(port, ("GET", "/stream", {})))[2] == b"0,1,2,3,4,"
+        status, _, body = await ask(port, ("POST", "/echo?a=1", {"data": {"b": "\u00fc"}}))
+        assert (status, body) == (200, '{"a": "1", "b": "\u00fc"}'.encode())
+        assert (await ask(port, ("GET", "/threaded", {})))[2] == b"from a thread"
+        assert (await ask(port, ("GET", "/nowhere", {})))[0] == 404

@@ -9,7 +9,7 @@ from fluxor_fast.asgi.wire import Wire, shake_hands
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Head
 from fluxor_fast.routing import Route
-from fluxor_fast.server.heads import Limits, parse_head
+from fluxor_fast.server.heads import HeadCache, Limits, parse_head
 from tests.support.seeds import cut, seeded, single
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # that of RFC 6455, section 1.3
@@ -77,6 +77,29 @@ def test_what_is_no_handshake_is_refused(status: int, head: Head) -> None:
     assert caught.value.status == status
     if status == 426:
         assert caught.value.headers["Sec-WebSocket-Version"] == "13"
+
+
+@pytest.mark.parametrize(
+    ("lines", "offered"),
+    [
+        (PLAIN, True),
+        ((b"Connection: close, UPGRADE", b"Upgrade: h2c, WebSocket"), True),
+        ((b"Connection: keep-alive", b"Connection: upgrade", b"Upgrade: websocket"), True),
+        ((b"Connection: keep-alive", b"Upgrade: websocket"), False),
+        ((b"Connection: upgrade", b"Upgrade: h2c"), False),
+        ((b"Connection: upgrade", b"Upgrade: websockets"), False),
+        ((b"Connection: upgrade",), False),
+    ],
+)
+def test_what_is_an_offer(lines: tuple[bytes, ...], offered: bool) -> None:
+    assert parse(*lines).upgrade == offered
+
+
+def test_heads_with_an_offer_are_not_remembered_as_none_comes_again() -> None:
+    cache = HeadCache(_One(), Limits(), lambda: 10**9)  # type: ignore[arg-type]
+    assert cache.parse(get(*OFFER)).upgrade
+    cache.parse(get())
+    assert list(cache.found) == [get()]
 
 
 def test_an_offer_in_http_1_0_is_ignored() -> None:

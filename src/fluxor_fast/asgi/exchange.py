@@ -45,6 +45,8 @@ Application = Callable[
     Awaitable[None],
 ]
 
+KEPT = 2048
+"""Bytes of the header fields that a connection keeps though nothing is in progress."""
 UNANSWERED = "the application returned without a complete answer"
 VERSIONS = {"version": "3.0", "spec_version": "2.4"}
 
@@ -61,7 +63,8 @@ def scope_of(request: Request) -> Scope:
         same: Scope = last[1]
     else:
         same = _of_head(head, request)
-        connection.notes = head, same
+        size = sum(len(name) + len(value) for name, value in head.raw_headers)
+        connection.notes = (head, same) if size <= KEPT else None
     # copies: applications add to it (the list that Starlette makes of it is put back)
     scope = same.copy()
     scope["headers"] = same["headers"].copy()

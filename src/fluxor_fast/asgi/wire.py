@@ -8,8 +8,8 @@ Rules:
 2. A message is complete or it is not there: at most ``max_message`` bytes (1009), text is UTF-8
    (1007), whatever breaks the protocol is 1002. Then nothing more is read.
 3. Pings are answered here, and so is a Close (with the code that came).
-4. Compression (RFC 7692) only where asked for: it takes some 100 KiB for each connection, and time,
-   and an attacker who can have text of his own sent beside a secret learns of it by lengths.
+4. Compression (RFC 7692) only where asked for: it takes memory for each connection, and time, and
+   an attacker who can have text of his own sent beside a secret learns of it by lengths.
 """
 
 from __future__ import annotations
