@@ -6,9 +6,9 @@ slot is given back; the permit is kept, as who has a WebSocket open is a user.
 
 Rules:
 
-1. What is not taken is bounded: ``HELD`` bytes or ``MESSAGES`` messages and one more wait for
-   ``receive``, then the socket is not read; ``send`` waits while the client does not read. An
-   application that always sends still lets others run.
+1. What is not taken is bounded: ``HELD`` bytes or ``MESSAGES`` messages wait for ``receive``, and
+   what the last ``SLICE`` completed; then no more is read. ``send`` waits while the client does not
+   read. An application that always sends still lets others run.
 2. ``websocket.disconnect`` comes after the messages before it, with the code that the client sent,
    1006 if it was just gone, or the code with which we closed. Then ``send`` raises ``OSError``.
 3. An application that returns closes with 1000; one that raises, with 1011 and a line in the log.

@@ -100,17 +100,12 @@ class Tunnel:
 
     def close(self) -> None:
         """Close the connection when what was written has left."""
-        self._shut()
-        self._connection.end_tunnel()
+        if self._receiver is not None:
+            self._connection.unwatch(self._receiver)
+            self._receiver = None
+            self._pieces.clear()
+            self._connection.end_tunnel()
 
     def abort(self) -> None:
         """Drop the connection."""
-        self._shut()
         self._connection.abort()
-
-    def _shut(self) -> None:
-        self._pieces.clear()
-        self._buffered = 0
-        self.full = False
-        if self._receiver is not None:
-            self._connection.unwatch(self._receiver)
