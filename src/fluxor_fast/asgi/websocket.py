@@ -257,6 +257,7 @@ class _Socket(Upgrade):
             if self._reader is not None:
                 raise RuntimeError("another receive waits already")
             self._reader = asyncio.get_running_loop().create_future()
+            self._sent = 0  # others run now
             try:
                 await self._reader
             finally:
@@ -321,17 +322,18 @@ class _Socket(Upgrade):
                 return
             self._heard = tunnel.tick
             self._pinged = None
-            for message in self._wire.receive(data):
-                if self._ending is None:
-                    self._messages.append(message)
-                    self._held += len(message)
-            self._full = self._held > HELD or len(self._messages) > MESSAGES
-            self._flush()
-            if self._wire.over:
-                self._end(*self._wire.ending)
-                self._finish(orderly=True)
-            elif self._reader is not None and self._messages and not self._reader.done():
-                self._reader.set_result(None)
+            messages = self._wire.receive(data)
+            if messages and self._ending is None:
+                self._messages.extend(messages)
+                self._held += sum(map(len, messages))
+                self._full = self._held > HELD or len(self._messages) > MESSAGES
+                if self._reader is not None and not self._reader.done():
+                    self._reader.set_result(None)
+            if self._wire.speaks:
+                self._flush()
+                if self._wire.over:
+                    self._end(*self._wire.ending)
+                    self._finish(orderly=True)
             if len(data) == SLICE:  # others first
                 self._pumping = True
                 asyncio.get_running_loop().call_soon(self._go_on)

@@ -116,6 +116,11 @@ class Wire:
         return self._core.eof_sent
 
     @property
+    def speaks(self) -> bool:
+        """Whether there is something to be sent, if only the end."""
+        return bool(self._core.writes)
+
+    @property
     def ending(self) -> tuple[int, str]:
         """The code and reason for which it closed, once it did."""
         close = self._core.close_rcvd or self._core.close_sent
