@@ -26,9 +26,11 @@ from fluxor_fast.asgi import websocket
 from fluxor_fast.asgi.serve import AsgiApp
 from fluxor_fast.config import Settings, TlsSettings
 from fluxor_fast.middleware.access_log import AccessLog
+from fluxor_fast.observability.metrics import InstanceMetrics
 from fluxor_fast.server.common import Timeouts
 from fluxor_fast.server.tls import Certificates
 from tests.support.certificates import Authority
+from tests.support.frames import frame
 from tests.support.inprocess import Client, Server, head, in_loop, serving, turns, until
 from tests.support.seeds import cut, seeded, single
 
@@ -144,10 +146,6 @@ def dial(server: Server, path: str = "/echo", **options: Any) -> Any:
     return connect(f"ws://127.0.0.1:{server.port}{path}", **options)
 
 
-def frame(opcode: Opcode, data: bytes = b"", fin: bool = True) -> bytes:
-    return Frame(opcode, data, fin).serialize(mask=True)
-
-
 BYE = frame(Opcode.CLOSE, b"\x03\xe8")
 
 
@@ -203,6 +201,8 @@ async def test_messages_come_back_and_it_closes_both_ways() -> None:
                 await client.send(message)
                 assert await client.recv() == message
             assert open_sockets(server) == 1
+            metrics = InstanceMetrics(server.memory, stage.app.settings.server.capacity)
+            assert b"\nhttp_websockets 1.0\n" in metrics.prometheus()
             assert server.permits == 1
             assert server.memory.slots.tolist() == [0, 0]
             assert await asyncio.wait_for(await client.ping(), 5) < 5

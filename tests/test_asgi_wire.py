@@ -10,6 +10,7 @@ from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Head
 from fluxor_fast.routing import Route
 from fluxor_fast.server.heads import HeadCache, Limits, parse_head
+from tests.support.frames import frame
 from tests.support.seeds import cut, seeded, single
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # that of RFC 6455, section 1.3
@@ -30,10 +31,6 @@ def get(*lines: bytes) -> bytes:
 
 def parse(*lines: bytes, method: bytes = b"GET") -> Head:
     return parse_head(get(*lines).replace(b"GET", method, 1), _One(), Limits())  # type: ignore[arg-type]
-
-
-def frame(opcode: Opcode, data: bytes, fin: bool = True) -> bytes:
-    return Frame(opcode, data, fin).serialize(mask=True)
 
 
 def test_the_answer_to_the_handshake_of_section_1_3() -> None:
@@ -211,3 +208,22 @@ def test_a_code_that_must_not_be_sent_is_an_error_of_the_application() -> None:
     wire.close(1000)  # it has been told
     wire.receive(frame(Opcode.CLOSE, b"\x0b\xb8"))
     assert wire.over
+
+
+def test_whatever_comes_is_messages_or_an_end_and_never_an_exception() -> None:
+    stream, _ = conversation()
+    stream = stream[:1400]
+    rng = seeded("frames at random")
+    ends: set[int] = set()
+    for _ in range(1500):
+        data = bytearray(stream)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        wire = Wire(1000, [])
+        for piece in cut(bytes(data), rng):
+            assert all(len(message) <= 1000 for message in wire.receive(piece))
+            wire.output()
+        if wire.over:
+            ends.add(wire.ending[0])
+            assert wire.receive(stream) == []
+    assert {1002, 1009} <= ends

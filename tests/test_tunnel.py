@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from websockets.frames import Frame, Opcode
+from websockets.frames import Opcode
 
 from fluxor_fast.asgi.serve import AsgiApp
 from fluxor_fast.server.streaming import HIGH
+from tests.support.frames import frame
 from tests.support.inprocess import head, in_loop, serving, turns, until
 
 OFFER = head(
@@ -18,8 +19,8 @@ OFFER = head(
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     "Sec-WebSocket-Version: 13",
 )
-MESSAGE = Frame(Opcode.BINARY, b"x" * 1000).serialize(mask=True)
-BYE = Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True)
+MESSAGE = frame(Opcode.BINARY, b"x" * 1000)
+BYE = frame(Opcode.CLOSE, b"\x03\xe8")
 
 
 class Stage:
