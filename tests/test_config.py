@@ -722,6 +722,7 @@ def test_names_of_knobs():
         "server.pin",
         "server.dev",
         "server.proxy_protocol",
+        "server.websocket_compression",
         "web.cors_credentials",
         "web.security_headers",
         "web.compression",

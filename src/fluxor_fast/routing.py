@@ -66,6 +66,7 @@ class Route:
     ``arguments`` are what the handler takes that must be read and checked, if there is anything.
     ``contract`` is what it was declared to take and answer, if it was.
     ``stream``: it is called when the head of the request is complete, and reads the body itself.
+    ``websocket``: it may answer an offer of a WebSocket with an ``Upgrade``.
     ``wrapped``: there is middleware around it, which may add to its answers.
     ``at_once``: for a coroutine function that mostly has its answer already, what gives that answer
     or a coroutine of it.
@@ -84,6 +85,7 @@ class Route:
         "path",
         "priority",
         "stream",
+        "websocket",
         "wrapped",
     )
 
@@ -101,6 +103,7 @@ class Route:
         contract: Contract | None = None,
         arguments: Arguments | None = None,
         stream: bool = False,
+        websocket: bool = False,
     ) -> None:
         self.method = method
         self.path = path
@@ -113,6 +116,7 @@ class Route:
         self.contract = contract
         self.arguments = arguments
         self.stream = stream
+        self.websocket = websocket
         self.wrapped = False
         self.at_once: Call | None = None
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import time
+from contextlib import ExitStack
 from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from tests.support.server import Client, LiveServer
 
@@ -48,3 +54,51 @@ def test_the_interface_can_be_said() -> None:
     with server:
         assert server.wait(30) == 4
     assert "is a FastAPI, not an App" in server.log
+
+
+def open_until_all(
+    server: LiveServer, workers: set[int], stack: ExitStack
+) -> list[ClientConnection]:
+    """Return open WebSockets, with each of ``workers`` at least one."""
+    clients: list[ClientConnection] = []
+    met: set[int] = set()
+    deadline = time.monotonic() + 20
+    while met != workers:
+        assert time.monotonic() < deadline, f"{met} of {workers}"
+        client = stack.enter_context(connect(f"ws://127.0.0.1:{server.port}/ws", compression=None))
+        pid = json.loads(client.recv(10))["pid"]
+        if pid in workers:
+            met.add(pid)
+            clients.append(client)
+        else:
+            client.close()
+    return clients
+
+
+def closed_with(client: ClientConnection) -> int:
+    with pytest.raises(ConnectionClosed) as caught:
+        client.recv(10)
+    assert caught.value.rcvd is not None
+    return caught.value.rcvd.code
+
+
+def test_websockets_of_two_workers_through_a_reload_and_a_stop() -> None:
+    with LiveServer("asgi_sample:app", "--workers=2") as server, ExitStack() as stack:
+        old = set(server.workers)
+        clients = open_until_all(server, old, stack)
+        for client in clients:
+            client.send("x" * 100_000)
+            assert client.recv(10) == "x" * 100_000
+        begun = time.monotonic()
+        server.signal(signal.SIGHUP)
+        assert {closed_with(client) for client in clients} == {1012}
+        deadline = time.monotonic() + 20
+        while set(server.workers) & old:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert time.monotonic() - begun < 20  # and not the whole graceful timeout
+        clients = open_until_all(server, set(server.workers), stack)
+        server.signal(signal.SIGTERM)
+        assert {closed_with(client) for client in clients} == {1001}
+        assert server.wait() == 0
+    assert "Traceback" not in server.log

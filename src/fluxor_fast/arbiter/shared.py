@@ -70,7 +70,7 @@ __all__ = [
     "Word",
 ]
 
-LAYOUT_VERSION: Final = 7
+LAYOUT_VERSION: Final = 8
 _MAGIC: Final = 0x464C55584F52_4641  # "FLUXORFA"
 _HEADER: Final = 16
 _FOLD: Final = 3
@@ -126,7 +126,7 @@ class State(IntEnum):
 
 
 class Word(IntEnum):
-    """The words of a region. Up to ``ROUTES`` they are gauges, from ``OFFERED`` counters."""
+    """The words of a region. Up to ``WEBSOCKETS`` they are gauges, from ``OFFERED`` counters."""
 
     PID = 0
     STATE = 1
@@ -137,14 +137,15 @@ class Word(IntEnum):
     CACHE_ENTRIES = 6
     CACHE_BYTES = 7
     ROUTES = 8  # one bit for each row of routes that this worker uses
+    WEBSOCKETS = 9  # open ones
     # requests: offered = accepted + Σ shed + waiting;
     # accepted = completed + aborted + in flight + lost in a crash
-    OFFERED = 9
-    ACCEPTED = 10
-    COMPLETED = 11
-    ABORTED = 12
-    LOST = 13
-    SHED = 14  # one word per reason
+    OFFERED = 10
+    ACCEPTED = 11
+    COMPLETED = 12
+    ABORTED = 13
+    LOST = 14
+    SHED = 15  # one word per reason
     RESPONSES = SHED + len(SHED_REASONS)  # one word per status class, 1xx to 5xx
     DURATION_US = RESPONSES + 5  # sum of the durations, microseconds
     PROXY = DURATION_US + 1  # connections closed for want of a PROXY header, a word per reason

@@ -158,6 +158,7 @@ class _Place:
 
     client_certificate = None
     gone = False
+    notes: tuple[Head, Any] | None = None
 
     def __init__(self, app: App, scope: Scope) -> None:
         self.app = app

@@ -40,6 +40,8 @@ class Fields(NamedTuple):
     length: int | None
     request_id: bytes | None
     closes: bool
+    starts: dict[int, bytes]
+    """By status, of answers with a body of ``length``: all up to the server's own lines."""
 
 
 _known: dict[tuple[Any, ...], Fields] = {}
@@ -86,7 +88,7 @@ def _read(headers: tuple[Any, ...]) -> tuple[Fields, bool]:
         elif lower not in (b"transfer-encoding", b"date"):
             cookie = cookie or lower == b"set-cookie"
             lines.append(b"%b: %b\r\n" % (name, value))
-    return Fields(b"".join(lines), length, request_id, closes), cookie
+    return Fields(b"".join(lines), length, request_id, closes, {}), cookie
 
 
 class AsgiResponse(Response):
@@ -109,11 +111,19 @@ class AsgiResponse(Response):
 
         :raises ValueError: if the body has not the length that the application has given.
         """
-        lines, length, own, _ = self._fields
+        lines, length, own, _, starts = self._fields
         body = self.body
         status = self.status
         if own is not None:
             rid = own
+        if length == len(body) and not (connection or head_only):
+            start = starts.get(status)
+            if start is not None:
+                return b"".join((start, block, rid, b"\r\n\r\n", body))
+            if status not in (204, 304):
+                starts[status] = b"%b%bContent-Length: %d\r\n" % (
+                    status_line(status), lines, length,
+                )  # fmt: skip
         if head_only or status in (204, 304):
             # an answer to HEAD may tell the length of the body that it does not have
             if head_only and status not in (204, 304):

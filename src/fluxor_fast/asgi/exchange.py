@@ -45,6 +45,8 @@ Application = Callable[
     Awaitable[None],
 ]
 
+KEPT = 2048
+"""Bytes of the header fields that a connection keeps though nothing is in progress."""
 UNANSWERED = "the application returned without a complete answer"
 VERSIONS = {"version": "3.0", "spec_version": "2.4"}
 
@@ -54,24 +56,27 @@ class Disconnected(OSError):
 
 
 def scope_of(request: Request) -> Scope:
-    """Return the scope but for ``state``; all that is the head's is made once for each head."""
-    head = request.head
-    if head.notes is None:
-        head.notes = _of_head(head)
-    scope: Scope = head.notes.copy()
+    """Return the scope but for ``state``; as long as a client repeats its head, by the last one."""
+    head, connection = request.head, request.connection
+    last = connection.notes
+    if last is not None and last[0] is head:
+        same: Scope = last[1]
+    else:
+        same = _of_head(head, request)
+        size = sum(len(name) + len(value) for name, value in head.raw_headers)
+        connection.notes = (head, same) if size <= KEPT else None
     # copies: applications add to it (the list that Starlette makes of it is put back)
-    scope["headers"] = list(head.raw_headers)
-    connection = request.connection
-    client, scope["server"], scope["scheme"], proxied = connection.both_ends
-    if proxied:
-        scope["scheme"] = request.scheme
-        if request.client != client[0]:
-            client = request.client, 0
-    scope["client"] = client if client[0] else None
+    scope = same.copy()
+    scope["headers"] = same["headers"].copy()
     return scope
 
 
-def _of_head(head: Head) -> Scope:
+def _of_head(head: Head, request: Request) -> Scope:
+    client, server, scheme, proxied = request.connection.both_ends
+    if proxied:
+        scheme = request.scheme
+        if request.client != client[0]:
+            client = request.client, 0
     return {
         "type": "http",
         "asgi": VERSIONS,
@@ -81,6 +86,10 @@ def _of_head(head: Head) -> Scope:
         "raw_path": head.path.encode("ascii"),
         "query_string": head.query,
         "root_path": "",
+        "headers": list(head.raw_headers),
+        "server": server,
+        "scheme": scheme,
+        "client": client if client[0] else None,
     }
 
 
@@ -119,7 +128,8 @@ class Exchange:
             if not self._over:
                 self._break_off(RuntimeError(UNANSWERED))
         finally:
-            self._end()
+            if not self._over or self._waiter is not None:
+                self._end()
         return self._response
 
     def _break_off(self, error: BaseException) -> None:
@@ -140,7 +150,7 @@ class Exchange:
     async def receive(self) -> Message:
         """Return the next message of the client."""
         if self._read:
-            await self._until_end()
+            await self.until_end()
             return {"type": "http.disconnect"}
         source = self._request.source
         if source is None:
@@ -185,7 +195,9 @@ class Exchange:
                 fields = fields_of(started.get("headers", ()))
                 response = AsgiResponse(started["status"], fields, body)
                 self._answer(response, fields.closes)
-                self._end()
+                self._over = True
+                if self._waiter is not None:
+                    self._end()
         elif kind == "http.response.start":
             if self._started is not None:
                 raise RuntimeError("http.response.start a second time")
@@ -230,7 +242,8 @@ class Exchange:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _until_end(self) -> None:
+    async def until_end(self) -> None:
+        """Wait until the answer is complete, or the client gone."""
         connection = self._request.connection
         if self._over or self.error is not None or connection.gone:
             return

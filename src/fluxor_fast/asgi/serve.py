@@ -16,7 +16,8 @@ from typing import Any, Literal
 from fluxor_fast.app import App
 from fluxor_fast.asgi.exchange import VERSIONS, Application, Exchange, Message, scope_of
 from fluxor_fast.composition import compose
-from fluxor_fast.errors import BootError
+from fluxor_fast.config import Settings
+from fluxor_fast.errors import BootError, HTTPError
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import Response
 from fluxor_fast.routing import Kind, Match, Route, Router
@@ -67,7 +68,7 @@ class AsgiApp(App):
         self.on_startup(self._lifespan.start)
         self.on_shutdown(self._lifespan.stop)
         # not by ``route``: it takes the methods that nobody has heard of too
-        everything = Route("*", "/*", self._handle, kind=Kind.ASYNC, stream=True)
+        everything = Route("*", "/*", self._handle, kind=Kind.ASYNC, stream=True, websocket=True)
         self._routes.append(everything)
         self._route_middleware[everything] = ()
 
@@ -82,10 +83,33 @@ class AsgiApp(App):
         await self._application(scope, receive, send)
 
     def _handle(self, request: Request) -> Coroutine[Any, Any, Response]:
+        if request.head.upgrade:
+            return self._converse(request)
         scope = scope_of(request)
         if self._lifespan.supported:
             scope["state"] = self._state.copy()
         return Exchange(request).run(self._application, scope)
+
+    async def _converse(self, request: Request) -> Response:
+        try:
+            from fluxor_fast.asgi.websocket import Conversation, Limits
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "websockets":
+                raise
+            log.error("a WebSocket was asked for: that takes fluxor-fast[websockets]")
+            raise HTTPError(501, "WebSockets are not installed here") from None
+        server = (self.settings or Settings()).server
+        limits = Limits(
+            server.websocket_max_message,
+            server.websocket_ping_interval,
+            server.websocket_ping_timeout,
+            server.websocket_compression,
+        )
+        conversation = Conversation(request, limits)
+        scope = conversation.scope
+        if self._lifespan.supported:
+            scope["state"] = self._state.copy()
+        return await conversation.run(self._application, scope)
 
 
 class Lifespan:

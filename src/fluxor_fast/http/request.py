@@ -77,6 +77,9 @@ class Watcher(Protocol):
 class Connection(Protocol):
     """What a request asks of the connection it came on."""
 
+    notes: tuple[Head, Any] | None
+    """What who serves the application in another form has made of its last head."""
+
     @property
     def both_ends(self) -> BothEnds:
         """Who is connected with whom."""
@@ -164,10 +167,10 @@ class Head:
     seconds the client says it waits.
     """
 
-    notes: Any = None
-    """What who serves the application in another form has made of it."""
     authority: str | None = None
     """Host and port of a target in absolute form: they count, not ``Host`` (RFC 9112, 3.2.2)."""
+    upgrade = False
+    """Whether it offers a WebSocket to a route that takes them; the last request, then."""
 
     # no __slots__: cached properties live in __dict__, and a head is made once for many requests
     def __init__(

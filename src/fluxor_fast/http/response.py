@@ -110,6 +110,8 @@ class Response:
     """Whether it sends its body itself (see ``streaming.BodySender``)."""
     answered: ClassVar[bool] = False
     """Whether, when a handler returns it, it has been given to ``Connection.answer`` already."""
+    upgrades: ClassVar[bool] = False
+    """Whether it is an ``upgrade.Upgrade``."""
 
     def __init__(
         self,

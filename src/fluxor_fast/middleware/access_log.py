@@ -15,8 +15,8 @@ Rules:
 3. With ``--access-log-sample`` it is left to chance which requests are logged. What failed (5xx)
    is logged always.
 4. The time is that from the arrival of the request to its answer, waiting included; of a
-   streamed answer, to its beginning. A value that proves impossible to encode is logged with the
-   status it was returned with; the 500 it becomes is in the error log.
+   streamed answer, to its beginning; of a WebSocket, to its end. A value that proves impossible to
+   encode is logged with the status it was returned with; the 500 it becomes is in the error log.
 5. The query is not logged: tokens are found there. Nor is any field of the request. Requests that
    admission refuses are not logged either, as that would make refusing dear; they are counted.
 6. Method and path are visible ASCII without spaces, as is a request id, and the client is an
@@ -156,8 +156,12 @@ class AccessLog:
 
         def note(request: Request, outcome: Any) -> None:
             status = 200 if type(outcome) is dict else _status(outcome)
-            if not partly or status >= 500 or chance() < sample:
-                write(line(request, status))
+            if partly and status < 500 and chance() >= sample:
+                return
+            if status == 101:
+                outcome.at_end(lambda: write(line(request, status)))
+                return
+            write(line(request, status))
 
         if kind is Kind.ASYNC:
 

@@ -245,6 +245,7 @@ class InstanceMetrics(Collector):
             ("queue_depth", "Requests waiting.", now.queued),
             ("worker_pool_active_count", "Requests that hold a slot.", now.running),
             ("http_connections", "Open connections.", now.connections),
+            ("http_websockets", "Open WebSockets.", totals[Word.WEBSOCKETS]),
             ("workers_ready", "Workers that are ready.", now.workers),
             ("workers_failing", "Workers that crash-loop; 0 while one is tried.", now.failing),
             ("database_connections", "Connections of the pools.", now.database["size"]),

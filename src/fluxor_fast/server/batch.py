@@ -89,7 +89,6 @@ class BatchRunner(Running):
         "fresh",
         "outbox",
         "slice_seconds",
-        "tick",
         "turns",
     )
 
@@ -135,7 +134,6 @@ class BatchRunner(Running):
         self.arrivals: list[Request] = []
         self.outbox: list[Answering] = []
         self.turns = Turns(call_soon)  # of the answers that come in pieces
-        self.tick = 0  # seconds, coarse: what the connections' timeouts go by
         self.fresh = 0  # connections made since the last turn
 
         self._ready = WaitingQueue(deadline, target, interval)  # synchronous, admitted

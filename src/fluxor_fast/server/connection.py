@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         "_stopped",
         "_tls",
         "closed",
+        "notes",
         "paused",
         "runner",
         "service",
@@ -60,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._both: BothEnds | None = None  # asked for when wanted
         self._tls = False  # whether such a header says that the client speaks TLS
         self._client: Place = ()
+        self.notes: tuple[Head, Any] | None = None  # not ours: see ``http.request.Connection``
         self.closed = False
         self._closing = False  # nothing more is read as a request
         self.paused = False  # the socket is not read

@@ -23,6 +23,7 @@ _RESPONSES: Final = int(Word.RESPONSES)
 _DURATION: Final = int(Word.DURATION_US)
 _PROXY: Final = int(Word.PROXY)
 _BUCKETS: Final = int(Word.BUCKETS)
+_WEBSOCKETS: Final = int(Word.WEBSOCKETS)
 
 
 class Counters:
@@ -69,6 +70,10 @@ class Counters:
         """Note that a connection was closed for want of a PROXY header, for ``reason``."""
         self.no_header[reason] += 1
         self._rare = True
+
+    def upgraded(self, count: int) -> None:
+        """Note how many connections speak another protocol now; a gauge."""
+        self._region[_WEBSOCKETS] = count
 
     def abandoned(self) -> None:
         """Note that an accepted request has no client any more."""

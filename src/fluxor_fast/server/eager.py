@@ -28,24 +28,25 @@ if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, eager_start=True)
 
 else:
+    _caught: list[tuple[Callable[[], object], Context]] = []
+
+    def _catch(callback: Callable[[], object], *, context: Context) -> None:
+        _caught.append((callback, context))
 
     def begin(loop: Any, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Return a task that has made its first step; within another task it makes it soon."""
         if asyncio.current_task(loop) is not None:
             return asyncio.Task(coroutine, loop=loop)
-        caught: list[tuple[Callable[[], object], Context]] = []
-
-        def catch(callback: Callable[[], object], *, context: Context) -> None:
-            caught.append((callback, context))
-
         try:
-            loop.call_soon = catch
+            loop.call_soon = _catch
         except AttributeError:  # a loop without attributes of its own
             return asyncio.Task(coroutine, loop=loop)
         try:
-            task = asyncio.Task(coroutine, loop=loop)
+            task = asyncio.Task(
+                coroutine, loop=loop, name="request"
+            )  # a name of its own takes time
         finally:
             del loop.call_soon
-        step, context = caught[0]
+        step, context = _caught.pop()
         context.run(step)
         return task

@@ -163,6 +163,11 @@ class Reader:
         """Whether a request has begun that is not complete."""
         return self._head is not None or self._at < len(self._data)
 
+    def rest(self) -> bytes:
+        """Take what has come behind the last request: it is not to be read as another."""
+        data, self._data, self._at, self._seen = self._data[self._at :], b"", 0, 0
+        return data
+
     @property
     def begun(self) -> bool:
         """Whether a request has begun that is not complete; an empty line begins none."""

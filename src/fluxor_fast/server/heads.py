@@ -173,6 +173,7 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
     lengths: list[bytes] = []
     codings: list[bytes] = []
     tokens: set[bytes] = set()
+    protocols: set[bytes] = set()
     request_id: bytes | None = None
     timeout: float | None = None
     expects = False
@@ -185,6 +186,8 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
             codings.append(value)
         elif name == b"connection":
             tokens.update(token.strip() for token in value.lower().split(b","))
+        elif name == b"upgrade":
+            protocols.update(token.strip() for token in value.lower().split(b","))
         elif name == b"expect":
             if value.lower() != b"100-continue":
                 raise HTTPError(417, "the only expectation met here is 100-continue")
@@ -201,6 +204,8 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
     if authority:
         fields.headers = [(n, authority if n == b"host" else v) for n, v in fields.headers]
     route, params = router.match(method.decode(), path)
+    # RFC 9110, section 7.8: in HTTP/1.0 an offer is ignored
+    upgrade = http_11 and route.websocket and b"upgrade" in tokens and b"websocket" in protocols
     head = Head(
         method=method.decode(),
         path=path,
@@ -208,13 +213,15 @@ def _check(method: bytes, fields: _Fields, http_11: bool, router: Router) -> Hea
         http_11=http_11,
         raw_headers=tuple(fields.headers),
         length=_length(lengths, codings, http_11),
-        keep_alive=b"close" not in tokens and (http_11 or b"keep-alive" in tokens),
+        keep_alive=not upgrade and b"close" not in tokens and (http_11 or b"keep-alive" in tokens),
         expects_continue=expects,
         request_id=request_id,
         timeout=timeout,
         route=route,
         params=params,
     )
+    if upgrade:
+        head.upgrade = True
     if not fields.url.startswith(b"/"):
         absolute = _ABSOLUTE.fullmatch(fields.url)
         head.authority = absolute and absolute[1].decode("ascii")
@@ -351,7 +358,7 @@ class HeadCache:
         self._countdown -= 1
         if self._countdown == 0:
             self._review()
-        if self._storing and len(raw) <= self._longest:
+        if self._storing and len(raw) <= self._longest and not head.upgrade:
             found = self.found
             if len(found) >= self._entries:
                 del found[next(iter(found))]

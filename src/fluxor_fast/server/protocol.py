@@ -23,6 +23,8 @@ Rules:
    brought (256,000 bytes) and a head; one body; and of requests in progress, ``max_pipeline``
    heads, and bodies up to ``max_body`` and one more. With the defaults 2.5 MB while one body is
    read, and 5 MB with as many requests in progress as can be (``tests/test_limits.py``).
+7. What stands behind an offer of a WebSocket goes to the ``tunnel`` and never through the reader.
+   Such an offer is answered by itself: pipelined behind another request it is a 400.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from fluxor_fast.server.answering import Answered, Answering
 from fluxor_fast.server.common import Service
 from fluxor_fast.server.framing import END, Reader
 from fluxor_fast.server.streaming import CONTINUE, GRACE, BodyStream
+from fluxor_fast.server.tunnel import Tunnel
 
 __all__ = ["LINGER", "HttpProtocol"]
 
@@ -62,6 +65,7 @@ class HttpProtocol(Answering):
         "ends",
         "pause",
         "resumed",
+        "tunnel",
     )
 
     def __init__(self, service: Service) -> None:
@@ -80,6 +84,7 @@ class HttpProtocol(Answering):
         self._continued = False
         self._body: BodyStream | None = None  # the one among ``streams`` that is being read
         self.ends = False  # the last answer that is owed ends the connection
+        self.tunnel: Tunnel | None = None  # behind an offer of a WebSocket
 
     # what the loop calls
 
@@ -119,6 +124,8 @@ class HttpProtocol(Answering):
                 return
         if self._closing:
             self._more = True
+            if self.tunnel is not None:
+                self.tunnel.feed(data)
             return
         reader = self._reader
         if reader is None:
@@ -264,6 +271,14 @@ class HttpProtocol(Answering):
         return last is not None and not last.head.http_11 and reader.partial
 
     def _arrive(self, head: Head, body: bytes | None) -> None:
+        if head.upgrade and head.length == 0:
+            if self.current is not None:
+                self._refuse(HTTPError(400, "an offer to upgrade is not to be pipelined"))
+                return
+            assert self._reader is not None
+            held = self._reader.rest()
+            self._more = bool(held)
+            self.tunnel = Tunnel(self, held)
         if self._left is not None:
             self._left -= 1
             if self._left <= 0:
@@ -342,12 +357,30 @@ class HttpProtocol(Answering):
             or self.write_paused
             or self._paced
             or (self._body is not None and self._body.full)
+            or (self.tunnel is not None and self.tunnel.full)
         ):
             self.paused = False
             self.since += self.runner.tick - max(self._stopped, self.since)
             self.transport.resume_reading()
             if self._reader is not None and not self._closing:
                 self._read()
+
+    def pause_tunnel(self) -> None:
+        """Leave the socket unread until ``go_on``: what has come is not taken."""
+        self._pause()
+
+    def write_tunnel(self, data: bytes) -> None:
+        """Send what is no answer."""
+        if not self.closed:
+            if self.write_paused:
+                self._unsent += len(data)
+            self.transport.write(data)
+
+    def end_tunnel(self) -> None:
+        """Close when what was written has left, and the client had time to read it."""
+        self.current = self.order = None
+        if not self.closed:
+            self._hang_up(linger=True)
 
     @property
     def missing(self) -> int:
@@ -372,6 +405,7 @@ class HttpProtocol(Answering):
         self._closing = True
         self._paced = False
         self._slow = True
+        self.tunnel = None  # nobody wants what still comes
         self.since = self.runner.tick
         if linger and not self._eof and self.transport.can_write_eof():
             self.transport.write_eof()

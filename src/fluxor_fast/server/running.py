@@ -11,6 +11,9 @@ Rules:
    may be pipelined.
 4. Whatever ends a task gives its slot back: an answer, an exception, being cancelled.
 5. A coroutine function that has its answer already (``Route.at_once``) has it sent without a task.
+6. An answer that upgrades gives its slot back with its head, and keeps the permit until its
+   conversation is over: an open WebSocket is a user, and mostly waits. Its time is that to the
+   head.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from fluxor_fast.http.request import CURRENT, Request
 from fluxor_fast.http.response import Response, encode_json, to_response
 from fluxor_fast.http.streaming import BodySender
+from fluxor_fast.http.upgrade import Upgrade
 from fluxor_fast.routing import Call, Kind, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
 from fluxor_fast.server.eager import begin
@@ -56,10 +60,12 @@ class Running(Leaving):
     __slots__ = (
         "_claimed",
         "_claims",
+        "_dismissed",
         "_freed",
         "_index",
         "_starting",
         "_tasks",
+        "_upgraded",
         "_waiting",
         "slots",
         "threads",
@@ -92,6 +98,8 @@ class Running(Leaving):
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = False  # coroutines begin, in the turn
         self._freed = False  # …and one of them has given its slot back
+        self._upgraded: set[Upgrade] = set()  # what speaks another protocol
+        self._dismissed = 0  # …is told this, once the worker stops
 
     def _start(self, now: float) -> None:
         """Start what slots allow, first in, first out (but see ``queueing``)."""
@@ -209,12 +217,19 @@ class Running(Leaving):
                     value = route.call(request)
                     if route.kind is not SYNC:
                         value = await value
-                response = to_response(value)
+                response = value if isinstance(value, Response) else to_response(value)
                 if response.answered:
                     if slot:
                         self.slots.release(1)
                     self._served()
                     return
+            if response.upgrades:
+                if slot:
+                    slot = False
+                    self.slots.release(1)
+                await self._switch(request, response)  # type: ignore[arg-type]
+                self.schedule()
+                return
             status = response.status
             if isinstance(response, BodySender):
                 order = connection.order
@@ -243,6 +258,37 @@ class Running(Leaving):
             self._leave(request, status, answer, began or monotonic())
         self._served()
 
+    async def _switch(self, request: Request, upgrade: Upgrade) -> None:
+        """Have another protocol spoken on the connection, and count its end."""
+        connection: HttpProtocol = request.connection  # type: ignore[assignment]
+        tunnel = connection.tunnel
+        assert tunnel is not None
+        head = self._encode(request, upgrade)
+        if not connection.closed:
+            self.counters.answered(101)
+            self.counters.observe(monotonic() - request.arrived, 1)
+        self._upgraded.add(upgrade)
+        self.counters.upgraded(len(self._upgraded))
+        self.schedule()
+        if self._dismissed:
+            upgrade.leave(self._dismissed)
+        try:
+            orderly = await upgrade.converse(tunnel, head)
+        finally:
+            self._upgraded.discard(upgrade)
+            self.counters.upgraded(len(self._upgraded))
+            upgrade.concluded()
+        if orderly:
+            self._conclude(request)
+        else:
+            self._abort(request)
+
+    def dismiss(self, code: int) -> None:
+        """Tell all that speak another protocol, now or later, that the worker stops."""
+        self._dismissed = code
+        for upgrade in list(self._upgraded):
+            upgrade.leave(code)
+
     def _served(self) -> None:
         """Have a turn: the slot may serve another, and the counters are due.
 
@@ -260,7 +306,7 @@ class Running(Leaving):
         """
         if response.streams:
             self._launch(request, response)
-        else:
+        elif not self._leave_short(request, response):
             answer = self._encode(request, response)
             self._leave(request, response.status, answer, monotonic())
 

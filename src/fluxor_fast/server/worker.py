@@ -310,6 +310,8 @@ class Worker:
             server.close()
         self.region[Word.STATE] = State.DRAINING
         runner.draining = True
+        # 1012: service restart; 1001: going away (RFC 6455, section 7.4.1, and IANA's registry)
+        runner.dismiss(1012 if self._gently else 1001)
         while self.open and time.monotonic() < self._keep_idle:
             await asyncio.sleep(0.005)
         for connection in list(self.open):

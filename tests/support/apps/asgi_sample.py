@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request, WebSocket
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
@@ -53,6 +53,14 @@ async def stream() -> StreamingResponse:
             yield b"%d" % number
 
     return StreamingResponse(pieces(), headers={"Content-Length": "3"})
+
+
+@app.websocket("/ws")
+async def ws(socket: WebSocket) -> None:
+    await socket.accept()
+    await socket.send_json({"pid": socket.state.pid})
+    async for text in socket.iter_text():
+        await socket.send_text(text)
 
 
 def not_recognised(scope: object, receive: object, send: object) -> object:
