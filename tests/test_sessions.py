@@ -272,6 +272,16 @@ def test_a_key_from_its_making_to_its_end(with_two: Callable[[Test], None]) -> N
     with_two(test)
 
 
+def test_a_whole_number_may_be_written_with_a_point(with_two: Callable[[Test], None]) -> None:
+    async def test(one: Service, two: Service) -> None:
+        body = {"name": "x", "expires_in": 3600.0}
+        assert (await one.post("/api/auth/keys", body, one.user)).status == 201
+        body["expires_in"] = 3600.5
+        assert (await one.post("/api/auth/keys", body, one.user)).status == 422
+
+    with_two(test)
+
+
 def test_a_key_has_no_more_than_its_owner(
     with_two: Callable[[Test], None], database_url: str
 ) -> None:

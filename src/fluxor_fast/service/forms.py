@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from fluxor_fast.errors import HTTPError
@@ -96,6 +96,11 @@ class Refresh(_Form):
     refresh_token: Annotated[Text, Field(max_length=128)]
 
 
+def _whole(value: object) -> object:
+    """Take 60.0 for 60, as JSON does (JSON Schema, validation 6.1.1)."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class NewKey(_Form):
     """Body of ``POST /api/auth/keys``."""
 
@@ -106,7 +111,9 @@ class NewKey(_Form):
     tier: Literal["standard", "premium"] = "standard"
     expires_in: (
         Annotated[
-            int, Field(ge=60, le=10 * 366 * 86_400, description="Seconds; without it, no end.")
+            int,
+            Field(ge=60, le=10 * 366 * 86_400, description="Seconds; without it, no end."),
+            BeforeValidator(_whole),
         ]
         | None
     ) = None
