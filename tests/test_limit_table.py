@@ -205,7 +205,8 @@ def test_owners_of_one_name_are_one_account_in_every_worker() -> None:
 def test_processes_that_race_let_through_the_exact_number(fence: Fence | None) -> None:
     """Between burst + rate x time, and as many more as there are other workers (rule 1 and 2)."""
     workers, seconds = 4, 1.0
-    policy = Policy("client", 1000, 1.0, 50)
+    # the burst outlasts what the machine may do meanwhile instead of running any of them
+    policy = Policy("client", 1000, 1.0, 1000)
     memory, words = SharedMemory(workers, 64), shared_words(workers)
     begun = time.monotonic_ns()
 
@@ -225,7 +226,7 @@ def test_processes_that_race_let_through_the_exact_number(fence: Fence | None) -
     took = (time.monotonic_ns() - begun) / SECOND
     print(f"{sum(words)} through; {policy.burst} + 1000 x {seconds}..{took:.3f} s")
     assert sum(words) <= policy.burst + 1000 * took + workers - 1
-    assert sum(words) >= policy.burst + 1000 * seconds * 0.97  # processes start one by one
+    assert sum(words) >= policy.burst + 1000 * seconds * 0.97  # the last look is before the end
 
 
 @FENCES

@@ -144,9 +144,10 @@ def test_the_log_level_changes_in_arbiter_and_workers_and_back(pair: Instance) -
     assert pair.status["log_level"] == "debug"
     eventually(lambda: all(heard() for _ in range(6)), "all workers follow")
     pair.done("loglevel", "error")
-    before = pair.log.count("control:")
+    # that command is the last of the two that are told
+    eventually(lambda: pair.log.count("control: loglevel") == 2, "told")
     pair.done("loglevel", "reset")
-    assert pair.log.count("control:") == before  # the arbiter follows
+    assert pair.log.count("control: loglevel") == 2  # the arbiter follows
     assert pair.status["log_level"] == "info"
     eventually(lambda: not any(heard() for _ in range(6)), "all workers follow")
     assert "one of debug, info" in pair.failed("loglevel", "loud")
