@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -121,10 +122,21 @@ def test_with_redis_one_reading_is_for_two_instances(rows: Path, redis_server: R
 
         eventually(subscribed, "all four hear")
         clients = [*here, *there]
-        for client in clients:
-            client.send("/row/1")
-        assert len({client.read().json["pid"] for client in clients}) == 1
-        assert readings(rows) == 1
+        numbers = count(100)
+
+        def readers(number: int) -> int:
+            """Return how many workers have read a row that all are asked for at once."""
+            (rows / f"{number}").write_text("x")
+            for client in clients:
+                client.send(f"/row/{number}")
+            return len({client.read().json["pid"] for client in clients})
+
+        # Redis counts a subscription before the worker knows of it
+        eventually(lambda: readers(next(numbers)) == 1, "all four know that they hear")
+        before = readings(rows)
+        assert {readers(next(numbers)) for _ in range(5)} == {1}
+        assert readings(rows) == before + 5
+        assert len({client.request("/row/1").json["text"] for client in clients}) == 1
         assert here[0].request("/row/1", "PUT", b"new").status == 204
         assert {client.request("/row/1").json["text"] for client in here} == {"new"}
 

@@ -51,6 +51,12 @@ ROUND_SECONDS = 0.25
 DEAD_SECONDS = 3.0
 """The same, after which it counts as ended."""
 
+_FETCH = """
+local body, left = redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
+if body and left > 0 then return {body, left} end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+return 0
+"""
 _STORE = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
@@ -121,16 +127,21 @@ class Remote:
         until = time.monotonic() + WAIT_SECONDS
         try:
             while True:
-                body, left = await self._redis.run(lambda client: _look(client, name))
-                if body is not None and left > 0:
-                    with suppress(orjson.JSONDecodeError):  # it is not ours
-                        return Found(orjson.loads(body), len(body), left / 1000)
                 lease = next(self._leases)
-                if await self._redis.run(
-                    lambda client, lease=lease: client.set(  # type: ignore[misc]
-                        f"{name}:lease", lease, nx=True, px=int(LEASE_SECONDS * 1000)
+                # at once: between a look and a lease another may have stored, and given back his
+                got = await self._redis.run(
+                    lambda client, lease=lease: client.eval(  # type: ignore[misc]
+                        _FETCH, 2, name, f"{name}:lease", lease, int(LEASE_SECONDS * 1000)
                     )
-                ):
+                )
+                if isinstance(got, list):
+                    body, left = got
+                    try:
+                        return Found(orjson.loads(body), len(body), left / 1000)
+                    except orjson.JSONDecodeError:  # it is not ours
+                        await self._redis.run(lambda client: client.delete(name))
+                        continue
+                if got:
                     return lease
                 if time.monotonic() >= until:
                     return None
@@ -227,9 +238,3 @@ class Remote:
         names = [name async for name in client.scan_iter(pattern, count=1000)]
         for at in range(0, len(names), 1000):
             await client.unlink(*names[at : at + 1000])
-
-
-async def _look(client: Client, name: str) -> Any:
-    """Return value and time left in milliseconds."""
-    pipeline: Any = client.pipeline(transaction=False)
-    return await pipeline.get(name).pttl(name).execute()
