@@ -29,9 +29,11 @@ from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.auth.apikeys import ApiKey, ApiKeys, StoredKey, api_key, bearer_or_key, new_key
 from fluxor_fast.auth.roles import authenticated, require_role
 from fluxor_fast.auth.tokens import Claims, Tokens
+from fluxor_fast.cache import Cache
 from fluxor_fast.composition import Layer
 from fluxor_fast.http.response import Response
 from fluxor_fast.limits.table import Table
+from fluxor_fast.middleware.access_log import AccessLog
 from fluxor_fast.middleware.body_limit import BodyLimit
 from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.cors import CORS
@@ -113,6 +115,8 @@ def _accounts() -> Table:
     )  # fmt: skip
 
 
+ORIGINAL = "original"
+"""All that the original has in its order, on a profile from the cache, over a bare plain route."""
 COROUTINES = ("timeout", "api_key", "bearer_or_key")
 """What is not for plain handlers; keys and tokens are remembered."""
 
@@ -128,12 +132,60 @@ def _batch(middleware: Sequence[Middleware], lines: bytes, document: dict[str, A
     def home(request: Request) -> dict[str, Any]:
         return {**document, "timestamp": 0}
 
+    return _serving(app, b"/", lines)
+
+
+def _profiles(*, whole: bool) -> Any:
+    """Return a function that serves 16 requests for a profile; with all that is before it."""
+    app = App()
+    app.accounts = _accounts()
+    if not whole:
+
+        @app.get("/api/users/{id:int}")
+        def bare(request: Request, id: int) -> dict[str, Any]:
+            return DOCUMENT
+
+        return _serving(app, b"/api/users/4711", AUTHORIZATION + ORIGIN)
+    for one in _chain():
+        app.add_middleware(one)
+    cache, lines = Cache(), []
+
+    async def absent(prefix: str) -> StoredKey | None:
+        return None
+
+    loop = uvloop.new_event_loop()
+
+    async def keys() -> ApiKeys:
+        return ApiKeys(absent)
+
+    made = loop.run_until_complete(keys())
+    signed_in = bearer_or_key(lambda request: TOKENS, lambda request: made)
+
+    @app.get("/api/users/{id:int}", middleware=[signed_in])
+    @cache.cached(ttl=300, key=lambda request, id: id)
+    async def profile(request: Request, id: int) -> dict[str, Any]:
+        return DOCUMENT
+
+    loop.run_until_complete(profile(None, 4711))
+    loop.close()
+    serve = _serving(app, b"/api/users/4711", AUTHORIZATION + ORIGIN)
+    AccessLog(lines.append).watch(app.routes)
+
+    def served() -> None:
+        lines.clear()
+        serve()
+        assert len(lines) == 16, lines
+
+    return served
+
+
+def _serving(app: App, path: bytes, lines: bytes) -> Any:
     bench = Bench(app, HandLoop())
     bench.runner.block = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
     protocols = [bench.connect(Silent) for _ in range(16)]
     for number, protocol in enumerate(protocols):
         protocol._peer = f"192.0.2.{number}"
-    head = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n" + lines + b"\r\n"
+    head = b"GET %b HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n%b\r\n" % (path, lines)
 
     def serve() -> None:
         for protocol in protocols:
@@ -164,6 +216,8 @@ def measure(name: str, rounds: int) -> tuple[float, float]:
     """Return what ``name`` adds to a request: µs, and multiples of the reference."""
     if name in COROUTINES:
         return _coroutine(name, rounds)
+    if name == ORIGINAL:
+        return _paired(_profiles(whole=False), _profiles(whole=True), 16, rounds)
     middleware, lines, document = CASES[name]()
     return _paired(_batch([], lines, document), _batch(middleware, lines, document), 16, rounds)
 
@@ -218,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.json:
         print("| middleware | µs per request | × reference |\n|---|--:|--:|")
     found: dict[str, dict[str, float]] = {}
-    for name in options.names or [*CASES, *COROUTINES]:
+    for name in options.names or [*CASES, *COROUTINES, ORIGINAL]:
         us, ratio = measure(name, options.rounds)
         found[name] = {"us": us, "ratio": ratio}
         if not options.json:

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from fluxor_fast import App, HTTPError, Request, Response
+from fluxor_fast.auth.apikeys import ApiKey, ApiKeys, StoredKey, bearer_or_key, new_key
+from fluxor_fast.auth.tokens import Claims, Tokens
 from fluxor_fast.cache import Cache
 from fluxor_fast.composition import Layer
 from fluxor_fast.config import Settings
+from fluxor_fast.middleware.access_log import AccessLog
 from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.etag import ETag
 from fluxor_fast.middleware.recovery import Recovery
@@ -89,6 +92,41 @@ async def test_a_known_answer_needs_no_task() -> None:
         assert answers[0].json()["id"] == 7
     assert profiles.computed == 1
     assert [task is None for task in door.tasks] == [False, True, True]
+
+
+@in_loop
+async def test_a_known_key_and_the_access_log_need_no_task_either() -> None:
+    """Outcomes are logged alike: of what is computed, what is known, and what fails either way."""
+    text, prefix, hashed = new_key()
+    claims = Claims(1, "a@example.org", (), 0, 2**40)
+    asked: list[str] = []
+
+    async def stored(wanted: str) -> StoredKey | None:
+        asked.append(wanted)
+        return StoredKey(ApiKey(1, prefix, "x", "standard", claims, None), hashed)
+
+    keys = ApiKeys(stored)
+    tasks: list[Any] = []
+    lines: list[str] = []
+
+    def write(line: str) -> None:
+        tasks.append(asyncio.current_task())
+        lines.append(line)
+
+    profiles = Profiles(bearer_or_key(lambda request: Tokens(b"k" * 32, 60), lambda request: keys))
+    async with serving(profiles.app) as server:
+        AccessLog(write).watch(profiles.app.routes)
+        client = await server.connect()
+        with_key = f"X-API-Key: {text}"
+        for path in ("/users/7", "/users/7", "/users/404", "/users/500", "/users/7"):
+            await client.get(path, with_key)
+        assert (await client.get("/users/7")).status == 401
+    assert asked == [prefix]
+    assert [task is None for task in tasks] == [False, True, False, False, True, True]
+    statuses = [
+        re.search(r'" (\d{3})', line) or re.search(r"\b([2-5]\d\d)\b", line) for line in lines
+    ]
+    assert [found and found[1] for found in statuses] == ["200", "200", "404", "500", "200", "401"]
 
 
 @in_loop

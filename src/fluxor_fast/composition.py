@@ -25,7 +25,7 @@ Rules kept here:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from inspect import iscoroutine
+from types import CoroutineType
 from typing import Any, ClassVar
 
 from fluxor_fast.contract import Answer
@@ -112,20 +112,27 @@ class Layer:
         finishes = type(self).finish is not Layer.finish
         begin, finish = self.begin, self.finish
 
+        def begun(request: Request) -> Any:
+            early = begin(request)
+            return sooner(request) if early is None else early
+
+        if not finishes:
+            return begun
+
         async def later(request: Request, value: Awaitable[Any]) -> Any:
             return finish(request, await value)
 
-        def layered(request: Request) -> Any:
+        def finished(request: Request) -> Any:
             if begins:
                 early = begin(request)
                 if early is not None:
                     return early
             value = sooner(request)
-            if not finishes:
-                return value
-            return later(request, value) if iscoroutine(value) else finish(request, value)
+            if type(value) is CoroutineType:
+                return later(request, value)
+            return finish(request, value)
 
-        return layered
+        return finished
 
 
 def offer(call: Any, sooner: Callable[..., Any]) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from fluxor_fast.auth.verifying import unauthorized
-from fluxor_fast.composition import Layer
+from fluxor_fast.composition import Layer, offer, sooner_of
 from fluxor_fast.errors import HTTPError, RouteError
 from fluxor_fast.http.request import Request
 from fluxor_fast.routing import Call, Kind, Route
@@ -190,6 +190,13 @@ class Waiting(Layer):
                     await find_out(request)
                 return await call_next(request)
 
+            async def found_out(request: Request) -> Any:
+                await find_out(request)
+                return await call_next(request)
+
+            sooner = sooner_of(call_next)
+            if sooner is not None:
+                offer(waiting, lambda r: sooner(r) if known(r) else found_out(r))
             return waiting
 
         def waiting_in_thread(request: Request) -> Any:

@@ -30,8 +30,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import gmtime, monotonic, strftime, time
+from types import CoroutineType
 from typing import Any
 
 import orjson
@@ -146,11 +147,53 @@ class AccessLog:
 
     def watch(self, routes: Iterable[Route]) -> None:
         """Log the requests of these routes from now on; to be called once, after composing."""
-        for route in routes:
-            route.call = self._around(route.call, route.kind)
-            route.at_once = None
+        note = self._note()
 
-    def _around(self, call: Call, kind: Kind) -> Call:
+        async def later(request: Request, value: Awaitable[Any]) -> Any:
+            try:
+                found = await value
+            except BaseException as error:
+                note(request, error)
+                raise
+            note(request, found)
+            return found
+
+        def logged(call: Call) -> Call:
+            def logged(request: Request) -> Any:
+                try:
+                    value = call(request)
+                except BaseException as error:
+                    note(request, error)
+                    raise
+                note(request, value)
+                return value
+
+            return logged
+
+        def logged_later(call: Call) -> Call:
+            return lambda request: later(request, call(request))
+
+        def logged_sooner(sooner: Call) -> Call:
+            def logged(request: Request) -> Any:
+                try:
+                    value = sooner(request)
+                except BaseException as error:
+                    note(request, error)
+                    raise
+                if type(value) is CoroutineType:
+                    return later(request, value)
+                note(request, value)
+                return value
+
+            return logged
+
+        for route in routes:
+            route.call = (logged_later if route.kind is Kind.ASYNC else logged)(route.call)
+            if route.at_once is not None:
+                route.at_once = logged_sooner(route.at_once)
+
+    def _note(self) -> Callable[[Request, Any], None]:
+        """Return what writes the line of a request, given what came of it: a value or an error."""
         write, line, sample, chance = self._write, self._line, self._sample, self._chance
         partly = sample < 1.0
 
@@ -163,26 +206,4 @@ class AccessLog:
                 return
             write(line(request, status))
 
-        if kind is Kind.ASYNC:
-
-            async def logged_async(request: Request) -> Any:
-                try:
-                    value = await call(request)
-                except BaseException as error:
-                    note(request, error)
-                    raise
-                note(request, value)
-                return value
-
-            return logged_async
-
-        def logged(request: Request) -> Any:
-            try:
-                value = call(request)
-            except BaseException as error:
-                note(request, error)
-                raise
-            note(request, value)
-            return value
-
-        return logged
+        return note

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from inspect import iscoroutine
+from types import CoroutineType
 from typing import Any, ClassVar
 
 from fluxor_fast.composition import Layer, offer, sooner_of
@@ -92,7 +92,7 @@ class Recovery(Layer):
                 raise
             except Exception as error:
                 return answer(request, error)
-            return later(request, value) if iscoroutine(value) else value
+            return later(request, value) if type(value) is CoroutineType else value
 
         return recovered
 

@@ -22,8 +22,8 @@ import asyncio
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import Executor
 from contextvars import copy_context
-from inspect import iscoroutine
 from time import monotonic
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from fluxor_fast.http.request import CURRENT, Request
@@ -159,7 +159,7 @@ class Running(Leaving):
             if type(value) is dict and request.head.plain and not self.draining:
                 status = 200
                 answer = encode_json(value, self._block_for(request), request.rid)
-            elif iscoroutine(value):
+            elif type(value) is CoroutineType:
                 self._launch(request, going=value)
                 return False
             else:
