@@ -91,8 +91,8 @@ SLOW: Final = {
         "streams of 8 MiB that nobody reads, reset by --min-write-rate (after 5 s)",
         ("-X", "-w", "512", "-y", "1024", "-n", "5", "-z", "32"),
         "/attacked/large", 28, "aborted",
-        # a normal request may have all permits: else some are refused, and idle then
-        ("--utilization=100",),
+        # all are admitted: who is refused is an idle connection then, for longer than this takes
+        ("--utilization=100", "--queue-target=0"),
     ),
 }  # fmt: skip
 PARTS: Final = (*SLOW, "drops")
