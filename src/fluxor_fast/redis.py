@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from fluxor_fast.errors import BootError, ConfigError, RedisAway
+from fluxor_fast.tasks import end
 
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool, ConnectionPool
@@ -144,8 +145,7 @@ class Redis:
         self.ready = False
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end(task)
         for pool in (self._pool, self._aside.connection_pool):
             with suppress(Exception):  # what cannot be said goodbye to is gone
                 await pool.disconnect()

@@ -48,6 +48,7 @@ from fluxor_fast.cache.memory import Generations, LocalGenerations, Memory, Stam
 from fluxor_fast.cache.remote import DEAF_SECONDS, Found, Remote
 from fluxor_fast.composition import offer
 from fluxor_fast.http.response import encode_value
+from fluxor_fast.tasks import end
 
 if TYPE_CHECKING:
     from fluxor_fast.app import App
@@ -136,8 +137,7 @@ class Cache:
         """End what ``start`` began; for a shutdown hook, before Redis is closed."""
         publisher, self._publisher = self._publisher, None
         if publisher is not None:
-            publisher.cancel()
-            await asyncio.wait([publisher])
+            await end(publisher)
         remote, self._remote = self._remote, None
         if remote is not None:
             await remote.stop()

@@ -30,6 +30,7 @@ import orjson
 
 from fluxor_fast.errors import RedisAway
 from fluxor_fast.redis import Redis
+from fluxor_fast.tasks import end
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as Client
@@ -113,10 +114,7 @@ class Remote:
         if self._listener is not None:
             tasks.append(self._listener)
         self._listener = None
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end(*tasks)
         self.hears = False
 
     async def fetch(self, key: str) -> Found | str | None:

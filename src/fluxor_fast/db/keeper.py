@@ -37,6 +37,7 @@ from fluxor_fast.db.connection import (
     reason,
 )
 from fluxor_fast.errors import BootError
+from fluxor_fast.tasks import end
 
 __all__ = ["CHECK_SECONDS", "COUNTERS", "Keeper", "Options", "Pool"]
 
@@ -123,8 +124,7 @@ class Keeper:
         """Stop looking, and close every idle connection."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end(task)
         self._retire_pool()
         if self._closing:
             await asyncio.wait(set(self._closing))

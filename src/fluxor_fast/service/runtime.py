@@ -26,6 +26,7 @@ from fluxor_fast.redis import Redis
 from fluxor_fast.service.attempts import Attempts
 from fluxor_fast.service.schema import check_schema, ensure_schema
 from fluxor_fast.service.store import fetch_key, revoked_since, sweep
+from fluxor_fast.tasks import end
 
 __all__ = ["Runtime", "has_room", "install", "keys_of", "runtime", "tokens_of"]
 
@@ -84,9 +85,7 @@ def install(app: App, cache: Cache) -> None:
     async def stop() -> None:
         parts: Runtime | None = getattr(app.state, "runtime", None)
         if parts is not None:
-            for task in parts.behind:
-                task.cancel()
-            await asyncio.gather(*parts.behind, return_exceptions=True)
+            await end(*parts.behind)
             parts.passwords.close()
             await cache.stop()
             if parts.redis is not None:
