@@ -30,8 +30,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
+from fluxor_fast.http.address import network_of, read_address
 from fluxor_fast.server.admission import Fence, Lock
 
 __all__ = ["LOOPBACK", "ClientLimit", "Place"]
@@ -80,25 +81,17 @@ class ClientLimit:
 
     def acquire(self, address: str) -> Place | None:
         """Count a connection from ``address``; return what to release, or None: it has too many."""
-        try:
-            known = ip_address(address)
-        except ValueError:
+        known = read_address(address)
+        if known is None:
             return ()
-        packed = known.packed
-        if isinstance(known, IPv6Address):
-            inner = known.ipv4_mapped
-            if inner is None:
-                packed = packed[:8]
-            else:
-                known, packed = inner, inner.packed
         for network in self._exempt:
             if known in network:
                 return ()
-        return self._take(*self._buckets(packed))
+        return self._take(*self._buckets(network_of(known)))
 
-    def _buckets(self, packed: bytes) -> tuple[int, int]:
-        """Return the two buckets of an address, one in each half of a row."""
-        digest = int.from_bytes(blake2b(packed, digest_size=8, key=self._key).digest(), "big")
+    def _buckets(self, owner: bytes) -> tuple[int, int]:
+        """Return the two buckets of a client, one in each half of a row."""
+        digest = int.from_bytes(blake2b(owner, digest_size=8, key=self._key).digest(), "big")
         half = self._half
         return digest % half, half + (digest >> 32) % half
 

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 from fluxor_fast.db.pool import Database
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.address import network_of, read_address
 
 __all__ = ["Attempts"]
 
@@ -79,11 +79,10 @@ class Attempts:
 def _counted(account: str, address: str) -> list[tuple[str, int]]:
     """Return the names under which an attempt is counted, with the most for each."""
     counted = [(f"account {account}", ACCOUNT)]
-    try:
-        known = ip_address(address)
-    except ValueError:  # the client of a Unix socket has none
+    known = read_address(address)
+    if known is None:
         return counted
-    place = known.packed[:8].hex() if isinstance(known, IPv6Address) else str(known)
+    place = network_of(known).hex()
     return [
         (f"address {place}", ADDRESS),
         (f"account from {place} {account}", ACCOUNT_FROM_ADDRESS),
