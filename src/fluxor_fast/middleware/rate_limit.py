@@ -46,7 +46,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from ipaddress import IPv6Address, ip_address
 from time import monotonic_ns
 from typing import Any, Final, Literal
 
@@ -54,6 +53,7 @@ import orjson
 
 from fluxor_fast.composition import Layer, offer, sooner_of
 from fluxor_fast.errors import HTTPError, RedisAway
+from fluxor_fast.http.address import network_of, read_address
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import JSON, Response, header_line
 from fluxor_fast.limits import remote
@@ -153,19 +153,11 @@ class RateLimit(Layer):
             self._bind(request.app)
         if self._instead_of is not None:
             self._instead_of.refund(request)
-        ahead = limit.charge(owner, self._clock())
-        tolerance = limit.tolerance
-        if ahead > tolerance:
-            return limit.refusal(request, ahead)
-        if ahead >= 0:
-            request.fields += limit.fields % (
-                (tolerance - ahead) // limit.cost,
-                -(-ahead // SECOND),
-            )
-        return None
+        return limit.judge(request, limit.charge(owner, self._clock()))
 
     def _around(self, call_next: Call) -> Call:
-        """Return ``begin`` and ``call_next`` as one function: quicker, for the commonest case."""
+        """Return ``begin`` (with ``judge``) and ``call_next`` as one function: quicker, for the
+        commonest case."""
         limit, clock = self._usual, self._clock
         fields, tolerance, cost = limit.fields, limit.tolerance, limit.cost
 
@@ -205,12 +197,7 @@ class RateLimit(Layer):
                 if ahead > tolerance:
                     limit.holds.hold(owner, ahead - tolerance)
                     limit.accounts.refund(owner)
-        if ahead > tolerance:
-            return limit.refusal(request, ahead)
-        if ahead >= 0:
-            left = (tolerance - ahead) // limit.cost
-            request.fields += limit.fields % (left, -(-ahead // SECOND))
-        return None
+        return limit.judge(request, ahead)
 
     def _named_account(self, request: Request) -> tuple[Policy, bytes] | None:
         found = self._account(request)
@@ -265,6 +252,17 @@ class _Limit:
         )
         self._body = orjson.dumps(error.payload())
 
+    def judge(self, request: Request, ahead: int) -> Response | None:
+        """Return the refusal if a request leads too far ahead; else add the fields."""
+        if ahead > self.tolerance:
+            return self.refusal(request, ahead)
+        if ahead >= 0:
+            request.fields += self.fields % (
+                (self.tolerance - ahead) // self.cost,
+                -(-ahead // SECOND),
+            )
+        return None
+
     def refusal(self, request: Request, ahead: int) -> Response:
         """Return the answer to a request that would have led so far ahead."""
         full = ahead - self.cost  # it has cost nothing
@@ -275,11 +273,8 @@ class _Limit:
 
 def _of_address(text: str) -> bytes | None:
     """Return what tells a client from others by its address; None: that is none."""
-    try:
-        known = ip_address(text)
-    except ValueError:
-        return None
-    return known.packed[:8] if isinstance(known, IPv6Address) else known.packed
+    known = read_address(text)
+    return None if known is None else network_of(known)
 
 
 def _client(request: Request) -> tuple[str, None]:
