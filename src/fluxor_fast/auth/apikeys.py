@@ -79,7 +79,7 @@ def new_key(random: Callable[[int], str] = secrets.token_hex) -> tuple[str, str,
 
 
 def digest(text: str) -> bytes:
-    """Return what is stored of a key (rule 1)."""
+    """Return what is stored of a key, or another text with as many random bits (rule 1)."""
     return hashlib.sha256(text.encode()).digest()
 
 

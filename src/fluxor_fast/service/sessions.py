@@ -15,12 +15,12 @@ need no more, see ``auth.apikeys``). Rules kept here:
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from typing import Any
 
 from fluxor_fast.app import App
+from fluxor_fast.auth.apikeys import digest
 from fluxor_fast.auth.roles import authenticated
 from fluxor_fast.auth.tokens import Claims, unauthorized
 from fluxor_fast.contract import Answer, Contract
@@ -74,7 +74,7 @@ async def refresh(request: Request) -> LoggedIn:
     if form is None:
         raise _refused()
     session, parts = form[1], runtime(request)
-    following, digest = _new_token(session)
+    following, stored = _new_token(session)
     # hashes of random texts are compared: how long that takes tells nothing of use
     row = await parts.database.fetch_one(
         "update sessions s set refresh_digest = %s from users u"
@@ -82,16 +82,16 @@ async def refresh(request: Request) -> LoggedIn:
         " and s.revoked_at is null and s.expires_at > now()"
         " returning u.id, u.email, u.roles,"
         " extract(epoch from s.expires_at - now())::float8 as left",
-        digest,
+        stored,
         session,
-        _digest(token),
+        digest(token),
     )
     if row is None:
         ended = await parts.database.execute(
             "update sessions set revoked_at = now()"
             " where id = %s and refresh_digest <> %s and revoked_at is null",
             session,
-            _digest(token),
+            digest(token),
         )
         if ended:
             parts.revocations.add(session)
@@ -117,13 +117,13 @@ async def begin_session(request: Request, user: dict[str, Any]) -> LoggedIn:
     """Return the tokens of a new session of ``user``, a row with id, email and roles."""
     parts = runtime(request)
     session = secrets.token_hex(16)
-    token, digest = _new_token(session)
+    token, stored = _new_token(session)
     await parts.database.execute(
         "insert into sessions (id, user_id, refresh_digest, expires_at)"
         " values (%s, %s, %s, now() + %s * interval '1 s')",
         session,
         user["id"],
-        digest,
+        stored,
         parts.refresh_seconds,
     )
     return _logged_in(request, user, session, token, parts.refresh_seconds)
@@ -145,11 +145,7 @@ def _logged_in(
 def _new_token(session: str) -> tuple[str, bytes]:
     """Return a refresh token of a session, and what is stored of it."""
     token = f"fxr_{session}_{secrets.token_hex(32)}"
-    return token, _digest(token)
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+    return token, digest(token)
 
 
 def _refused() -> HTTPError:
