@@ -51,6 +51,7 @@ from typing_extensions import TypedDict
 from fluxor_fast.errors import HTTPError, InvalidRequest, RouteError
 from fluxor_fast.http.request import Request
 from fluxor_fast.parameters import Parameter, is_struct
+from fluxor_fast.routing import MAX_DIGITS
 
 __all__ = ["MAX_BODY", "Arguments", "holds_struct"]
 
@@ -161,7 +162,7 @@ class _Texts:
                 problems.append(_problem(where, (key, *place[1:]), message))
 
 
-_WHOLE = re.compile(r"-?[0-9]{1,18}")
+_WHOLE = re.compile(rf"-?[0-9]{{1,{MAX_DIGITS}}}")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TRUTH: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0": False}
@@ -170,7 +171,10 @@ _TRUTH: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0
 def _int(text: object) -> object:
     if isinstance(text, str):
         if not _WHOLE.fullmatch(text):
-            raise PydanticCustomError("int_text", "must be a whole number of at most 18 digits")
+            raise PydanticCustomError(
+                "int_text",
+                f"must be a whole number of at most {MAX_DIGITS} digits",
+            )
         return int(text)
     return text
 
@@ -242,11 +246,9 @@ class _Document:
 
         :raises HTTPError: 415 for another ``Content-Type``, 400 for what is not JSON.
         """
-        raw = request.body
-        if not raw and not self._required:
+        raw = _json_of(request, required=self._required)
+        if raw is None:
             return
-        _want_json(request)
-        request.json()  # rule 3
         try:
             values[self._name] = self._check(raw, strict=True, extra="forbid")
         except ValidationError as error:
@@ -271,11 +273,9 @@ class _StructDocument:
 
     def read(self, request: Request, values: dict[str, Any], problems: list[Problem]) -> None:
         """Do what ``_Document.read`` does."""
-        raw = request.body
-        if not raw and not self._required:
+        raw = _json_of(request, required=self._required)
+        if raw is None:
             return
-        _want_json(request)
-        request.json()
         try:
             values[self._name] = self._decode(raw)
         except self._fault as error:
@@ -284,6 +284,16 @@ class _StructDocument:
             raise _too_deep() from None
         else:
             _check_integers(raw, problems)
+
+
+def _json_of(request: Request, *, required: bool) -> bytes | None:
+    """Return the body, which is JSON (rules 2 and 3); None if there is none, nor need be."""
+    raw = request.body
+    if not raw and not required:
+        return None
+    _want_json(request)
+    request.json()
+    return raw
 
 
 def _want_json(request: Request) -> None:

@@ -33,6 +33,7 @@ from fluxor_fast.asgi.answers import fields_of
 from fluxor_fast.asgi.exchange import Application, Disconnected, Exchange, Message, Scope, scope_of
 from fluxor_fast.asgi.wire import Agreed, Wire, shake_hands
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.grammar import TOKEN
 from fluxor_fast.http.request import Request
 from fluxor_fast.http.response import JSON, Response, error_response
 from fluxor_fast.http.upgrade import Tunnel, Upgrade
@@ -50,7 +51,7 @@ YIELD: Final = 64 * 1024
 MESSAGE: Final = 1024
 CLOSING: Final = 10
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_TOKEN = re.compile(TOKEN).fullmatch
 _DENIAL = "websocket.http.response."
 
 
@@ -276,9 +277,7 @@ class _Socket(Upgrade):
         if kind == "websocket.send":
             text, data = message.get("text"), message.get("bytes")
             while self._ending is None and (self._tunnel is None or self._tunnel.blocked):
-                writable = asyncio.get_running_loop().create_future()
-                self._writers.append(writable)
-                await writable
+                await self._woken()
             if self._ending is not None or self._tunnel is None:
                 raise Disconnected("the WebSocket is closed")
             if data is not None:
@@ -296,12 +295,16 @@ class _Socket(Upgrade):
                 raise Disconnected("the WebSocket is closed")
             code = message.get("code", 1000)
             while self._tunnel is None:  # the 101 is about to leave
-                writable = asyncio.get_running_loop().create_future()
-                self._writers.append(writable)
-                await writable
+                await self._woken()
             self._close(1000 if code is None else code, message.get("reason") or "")
         else:
             raise RuntimeError(f"a message of this type has no place here: {kind}")
+
+    async def _woken(self) -> None:
+        """Wait until the client reads, or the 101 has left, or all is over."""
+        writable = asyncio.get_running_loop().create_future()
+        self._writers.append(writable)
+        await writable
 
     # bytes
 

@@ -23,6 +23,7 @@ import sys
 from string import ascii_letters, digits
 
 from fluxor_fast.errors import HTTPError
+from fluxor_fast.http.grammar import TOKEN
 from fluxor_fast.http.request import CHUNKED, Head
 from fluxor_fast.server.heads import HeadCache
 from fluxor_fast.server.pile import Pile
@@ -34,7 +35,7 @@ END = b"\r\n\r\n"
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 _BEGINNINGS = frozenset(b"!#$%&'*+-.^_`|~\r" + digits.encode() + ascii_letters.encode())
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+_TRAILER = re.compile(rb"%b:[\t\x20-\x7e\x80-\xff]*" % TOKEN.encode())
 
 
 class ChunkedDecoder:
