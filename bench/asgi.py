@@ -21,10 +21,9 @@ from typing import Any
 import click
 import harness
 from compare import RESULTS, SEED, document
-from contestants import Place, fluxor, granian, uvicorn
+from contestants import fluxor, granian, side_by_side, uvicorn
 from harness import Cores, Failed, Round, Server, progress
 
-SERVERS = Path(__file__).resolve().parent / "servers"
 APP = "asgi_starlette:app"
 CONTESTANTS = {
     "fluxor-fast": partial(fluxor, app=APP),
@@ -70,16 +69,8 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(harness.pinned(cores.generator))
         servers = {
-            name: stack.enter_context(
-                Server(
-                    name,
-                    command(Place(port := harness.free_port(), 1, folder)),
-                    port,
-                    cpus=cores.server,
-                    environ={"PYTHONPATH": str(SERVERS)},
-                )
-            )
-            for name, command in CONTESTANTS.items()
+            name: stack.enter_context(server)
+            for name, server in side_by_side(CONTESTANTS, folder, cores).items()
         }
         for workload in workloads:
             expected = ask(servers["fluxor-fast"], workload)

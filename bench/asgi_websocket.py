@@ -21,8 +21,8 @@ import click
 import harness
 import uvloop
 from compare import SEED
-from contestants import Place, fluxor
-from harness import Cores, Failed, Server
+from contestants import Place, fluxor, side_by_side
+from harness import Cores, Failed
 from websockets.frames import Frame, Opcode
 
 SERVERS = Path(__file__).resolve().parent / "servers"
@@ -134,16 +134,8 @@ def main(connections: int, size: int, rounds: int, seconds: float) -> None:
             folder.mkdir()
             stack.enter_context(harness.pinned(cores.generator))
             servers = {
-                name: stack.enter_context(
-                    Server(
-                        name,
-                        command(Place(port := harness.free_port(), 1, folder)),
-                        port,
-                        cpus=cores.server,
-                        environ={"PYTHONPATH": str(SERVERS)},
-                    )
-                )
-                for name, command in CONTESTANTS.items()
+                name: stack.enter_context(server)
+                for name, server in side_by_side(CONTESTANTS, folder, cores).items()
             }
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 for number in range(rounds + 1):

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ __all__ = [
     "fluxor",
     "granian",
     "missing",
+    "side_by_side",
     "start",
     "uvicorn",
 ]
@@ -237,6 +238,22 @@ def missing(name: str) -> str | None:
 
 def _speaks(port: int) -> bool:
     return bool(harness.fetch(port, "/health", timeout=1.0).raw)
+
+
+def side_by_side(
+    commands: Mapping[str, Callable[[Place], list[str]]], folder: Path, cores: Cores
+) -> dict[str, Server]:
+    """Return a server of one worker for each of ``commands``, to be entered."""
+    return {
+        name: Server(
+            name,
+            command(Place(port := harness.free_port(), 1, folder)),
+            port,
+            cpus=cores.server,
+            environ={"PYTHONPATH": str(SERVERS)},
+        )
+        for name, command in commands.items()
+    }
 
 
 def start(name: str, place: Place, cores: Cores) -> Server:

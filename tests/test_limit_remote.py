@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -104,6 +105,19 @@ class Instances:
         return app
 
 
+@asynccontextmanager
+async def two_instances(
+    redis_server: RedisServer, limit: int
+) -> AsyncIterator[tuple[list[Redis], list[Client]]]:
+    """Serve an application with a shared limit twice; yield each one's Redis, and a client."""
+    async with AsyncExitStack() as stack:
+        redis = [await stack.enter_async_context(opened(redis_server.url)) for _ in range(2)]
+        servers = [
+            await stack.enter_async_context(serving(app)) for app in Instances(redis, limit).apps
+        ]
+        yield redis, [await server.connect() for server in servers]
+
+
 async def passed(clients: list[Client], count: int) -> int:
     return sum([(await clients[n % 2].get()).status == 200 for n in range(count)])
 
@@ -112,12 +126,7 @@ async def passed(clients: list[Client], count: int) -> int:
 async def test_instances_share_a_limit(
     redis_server: RedisServer,
 ) -> None:
-    async with AsyncExitStack() as stack:
-        redis = [await stack.enter_async_context(opened(redis_server.url)) for _ in range(2)]
-        servers = [
-            await stack.enter_async_context(serving(app)) for app in Instances(redis, 20).apps
-        ]
-        clients = [await server.connect() for server in servers]
+    async with two_instances(redis_server, 20) as (redis, clients):
         assert await passed(clients, 50) == 20
         refused = await clients[0].get()
         assert refused.status == 429
@@ -131,12 +140,7 @@ async def test_instances_share_a_limit(
 async def test_while_redis_is_away_each_instance_has_the_limit_for_itself(
     redis_server: RedisServer,
 ) -> None:
-    async with AsyncExitStack() as stack:
-        redis = [await stack.enter_async_context(opened(redis_server.url)) for _ in range(2)]
-        servers = [
-            await stack.enter_async_context(serving(app)) for app in Instances(redis, 20).apps
-        ]
-        clients = [await server.connect() for server in servers]
+    async with two_instances(redis_server, 20) as (redis, clients):
         assert await passed(clients, 10) == 10
         redis_server.stop()
         begun = time.monotonic()

@@ -439,31 +439,19 @@ def test_a_handler_that_waits_for_ever_fails_with_its_stack() -> None:
     assert "keep_sweeping" not in str(caught.value)  # that is ours
 
 
-def test_a_handler_that_blocks_the_loop_fails_with_its_stack() -> None:
+@pytest.mark.parametrize(
+    ("blocking", "told"), [(False, "The loop is held up by"), (True, "A thread is at")]
+)
+def test_a_handler_that_hangs_fails_with_its_stack(blocking: bool, told: str) -> None:
     app = App()
     release = threading.Event()
 
-    @app.get("/")
+    @app.get("/", blocking=blocking)
     def blocks(request: Request) -> None:
         release.wait(10)
 
     with TestClient(app) as client:
-        with pytest.raises(httpx.ReadTimeout, match="The loop is held up by") as caught:
-            client.get("/", timeout=0.05)
-        assert "release.wait(10)" in str(caught.value)
-        release.set()
-
-
-def test_a_thread_that_hangs_is_shown() -> None:
-    app = App()
-    release = threading.Event()
-
-    @app.get("/", blocking=True)
-    def blocks(request: Request) -> None:
-        release.wait(10)
-
-    with TestClient(app) as client:
-        with pytest.raises(httpx.ReadTimeout, match="A thread is at") as caught:
+        with pytest.raises(httpx.ReadTimeout, match=told) as caught:
             client.get("/", timeout=0.05)
         assert "release.wait(10)" in str(caught.value)
         release.set()

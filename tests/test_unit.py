@@ -223,7 +223,7 @@ def test_each_sysctl_has_a_reason() -> None:
 
 def test_an_interpreter_behind_a_link_counts_as_where_it_really_is(tmp_path: Path) -> None:
     link = tmp_path / "python"
-    link.symlink_to("/root/.pyenv/bin/python3")
+    link.symlink_to("/home/nobody/bin/python3")
     assert made(Place([str(link)], Path("/opt"), Path("/etc/x")))["ProtectHome"] == ["read-only"]
 
 

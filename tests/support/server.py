@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fluxor_fast.testing.settings import foreign_environment
+
 T = TypeVar("T")
 
 APPS = Path(__file__).parent / "apps"
@@ -122,18 +124,11 @@ class LiveServer:
         before: Callable[[], None] | None = None,
     ) -> None:
         """Start it; ``before`` is called in the new process."""
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("FLUXOR_")
-            and name
-            not in ("PORT", "DB_HOST", "DATABASE_URL", "REDIS_URL", "JWT_SECRET", "CONFIG_PATH")
-        }
         arguments = [app] if app else []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fluxor_fast", "serve", *arguments, "--port", "0", *flags],
             cwd=cwd,
-            env={**clean, **(env or {})},
+            env={**foreign_environment(), **(env or {})},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,

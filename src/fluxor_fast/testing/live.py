@@ -26,7 +26,7 @@ from typing import Any, Final
 import httpx
 
 from fluxor_fast.config import knobs
-from fluxor_fast.testing.settings import completed, settings_of
+from fluxor_fast.testing.settings import completed, foreign_environment, settings_of
 
 __all__ = ["LiveServer"]
 
@@ -161,12 +161,7 @@ class LiveServer:
 
 def _environment(settings: Mapping[str, object]) -> dict[str, str]:
     table = {knob.path: knob for knob in knobs()}
-    ours = {"CONFIG_PATH", *(knob.alias for knob in table.values())}
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ours and not name.startswith("FLUXOR_")
-    }
+    env = foreign_environment()
     env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
     for path, value in settings.items():
         if value is not None:

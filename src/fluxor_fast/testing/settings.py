@@ -7,12 +7,13 @@ as nobody waits for their answers any more.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Final
 
-from fluxor_fast.config import Settings, load
+from fluxor_fast.config import Settings, knobs, load
 
-__all__ = ["completed", "settings_of"]
+__all__ = ["completed", "foreign_environment", "settings_of"]
 
 GRACEFUL: Final = 1.0
 
@@ -28,3 +29,13 @@ def settings_of(given: Mapping[str, object]) -> Settings:
     :raises ConfigError: for what is no setting, or has a wrong value.
     """
     return load(environ={}, flags=given)
+
+
+def foreign_environment() -> dict[str, str]:
+    """Return the environment without the variables of this server."""
+    ours = {"CONFIG_PATH", *(knob.alias for knob in knobs())}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ours and not name.startswith("FLUXOR_")
+    }
