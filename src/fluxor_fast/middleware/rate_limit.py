@@ -143,6 +143,11 @@ class RateLimit(Layer):
             offer(limited, lambda r: here(r) if redis_of(r) is None else limited(r))
         return limited
 
+    def _at_once(self, sooner: Call) -> Call:
+        if self._by_client and self._instead_of is None:
+            return self._around(sooner)
+        return super()._at_once(sooner)
+
     def begin(self, request: Request) -> Any:
         """Charge the request, and refuse it if that is too much."""
         found = self._account(request)

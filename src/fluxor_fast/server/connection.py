@@ -225,11 +225,15 @@ class Connection(asyncio.Protocol):
 
     def client_of(self, head: Head) -> str:
         """Address of the client, seen through trusted proxies."""
-        return self.service.proxies.client(self.peer, head)
+        both = self._both or self.both_ends
+        return self.service.proxies.client(self.peer, head) if both.proxied else both.client[0]
 
     def scheme_of(self, head: Head) -> str:
         """Scheme that the client used, seen through trusted proxies."""
-        return self.service.proxies.scheme(self.peer, self._scheme, head)
+        both = self._both or self.both_ends
+        if both.proxied:
+            return self.service.proxies.scheme(self.peer, self._scheme, head)
+        return both.scheme
 
     def host_of(self, head: Head) -> str:
         """Host that the client asked for, seen through trusted proxies."""
