@@ -2,6 +2,7 @@
 --   pipeline N      so many GETs in one packet
 --   cold            a head that no one has sent before
 --   close           a connection for each
+--   fields N V …    with these header fields
 --   post FILE       its content as JSON; sent ready made, as a GET is
 
 dofile((debug.getinfo(1, "S").source:sub(2)):match("(.*/)") .. "report.lua")
@@ -19,6 +20,10 @@ function init(args)
     end
   elseif args[1] == "close" then
     wrk.headers["Connection"] = "close"
+  elseif args[1] == "fields" then
+    for at = 2, #args, 2 do
+      wrk.headers[args[at]] = args[at + 1]
+    end
   elseif args[1] == "post" then
     local file = assert(io.open(args[2], "rb"))
     wrk.method, wrk.body = "POST", file:read("*a")
