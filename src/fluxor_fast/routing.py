@@ -66,6 +66,7 @@ class Route:
     ``arguments`` are what the handler takes that must be read and checked, if there is anything.
     ``contract`` is what it was declared to take and answer, if it was.
     ``stream``: it is called when the head of the request is complete, and reads the body itself.
+    ``buffered``: …but a body that came in one with its head it may be given whole.
     ``websocket``: it may answer an offer of a WebSocket with an ``Upgrade``.
     ``wrapped``: there is middleware around it, which may add to its answers.
     ``at_once``: for a coroutine function that mostly has its answer already, what gives that answer
@@ -75,6 +76,7 @@ class Route:
     __slots__ = (
         "arguments",
         "at_once",
+        "buffered",
         "call",
         "contract",
         "handler",
@@ -103,6 +105,7 @@ class Route:
         contract: Contract | None = None,
         arguments: Arguments | None = None,
         stream: bool = False,
+        buffered: bool = False,
         websocket: bool = False,
     ) -> None:
         self.method = method
@@ -116,6 +119,7 @@ class Route:
         self.contract = contract
         self.arguments = arguments
         self.stream = stream
+        self.buffered = buffered
         self.websocket = websocket
         self.wrapped = False
         self.at_once: Call | None = None

@@ -7,8 +7,9 @@ pieces go directly. So ``send`` waits while the client does not take in what it 
 
 Rules:
 
-1. The answer leaves when it is complete, not when the application returns. What the application
-   does afterwards (background tasks) keeps its slot of the limit, and a drain waits for it.
+1. The answer leaves when it is complete, with those of its group (see ``server.running``), not when
+   the application returns. What the application does afterwards (background tasks) keeps its slot
+   of the limit, and a drain waits for it.
 2. An application that breaks the protocol (starts twice, sends a body before the start, returns
    without an answer) is told by an exception, and if no answer has left, the client gets a 500;
    an answer that has begun ends with the connection.
@@ -99,6 +100,7 @@ class Exchange:
     # defaults of the class: most requests change few of them
     _read = False  # the body has been received
     _started: Message | None = None
+    _status = 0  # as it was checked: the message is the application's
     _response: Response | None = None  # it has been answered, or is being
     _stream: AsgiStream | None = None
     _writer: BodyWriter | None = None
@@ -193,7 +195,7 @@ class Exchange:
                 await self._open(started, body)
             else:
                 fields = fields_of(started.get("headers", ()))
-                response = AsgiResponse(started["status"], fields, body)
+                response = AsgiResponse(self._status, fields, body)
                 self._answer(response, fields.closes)
                 self._over = True
                 if self._waiter is not None:
@@ -203,7 +205,7 @@ class Exchange:
                 raise RuntimeError("http.response.start a second time")
             if not 200 <= message["status"] <= 599:
                 raise ValueError(f"not a status of an answer: {message['status']}")
-            self._started = message
+            self._started, self._status = message, message["status"]
         else:
             raise RuntimeError(f"a message of this type has no place here: {kind}")
 
@@ -216,7 +218,7 @@ class Exchange:
 
     async def _open(self, started: Message, body: bytes) -> None:
         fields = fields_of(started.get("headers", ()))
-        self._stream = AsgiStream(started["status"], fields)
+        self._stream = AsgiStream(self._status, fields)
         self._answer(self._stream, fields.closes)
         self._writer = await self._stream.writer()
         await self._write(self._stream, body, True)

@@ -68,7 +68,9 @@ class AsgiApp(App):
         self.on_startup(self._lifespan.start)
         self.on_shutdown(self._lifespan.stop)
         # not by ``route``: it takes the methods that nobody has heard of too
-        everything = Route("*", "/*", self._handle, kind=Kind.ASYNC, stream=True, websocket=True)
+        everything = Route(
+            "*", "/*", self._handle, kind=Kind.ASYNC, stream=True, buffered=True, websocket=True
+        )
         self._routes.append(everything)
         self._route_middleware[everything] = ()
 

@@ -161,10 +161,10 @@ class Head:
     when they are asked for. ``length`` is the length of the body in bytes, or ``CHUNKED``.
     ``request_id`` is the client's own, if it sent a usable one. ``plain`` is true when the answer
     may take the short form (HTTP/1.1, connection kept, body wanted), ``quick`` when besides there
-    is no body to wait for, ``short`` when besides its route has no limit of its own to give a
-    permit back to. ``streams``: the request is handed over before its body, because its route reads
-    that itself, or has no use for a body that the client has not sent yet. ``timeout`` is how many
-    seconds the client says it waits.
+    is no body to wait for; ``direct`` when it is plain and its route has no limit of its own to
+    give a permit back to, ``short`` when besides there is no middleware. ``streams``: the request
+    is handed over before its body, because its route reads that itself, or has no use for a body
+    that the client has not sent yet. ``timeout`` is how many seconds the client says it waits.
     """
 
     authority: str | None = None
@@ -205,12 +205,14 @@ class Head:
         )
         self.plain = http_11 and keep_alive and method != "HEAD" and not self.streams
         self.quick = self.plain and length == 0
-        self.short = self.plain and route.max_in_flight is None and not route.wrapped
+        self.direct = self.plain and route.max_in_flight is None
+        self.short = self.direct and not route.wrapped
 
     def closing(self) -> Head:
         """Return this head as if the client had asked to close the connection after it."""
         head = copy(self)
-        head.keep_alive = head.plain = head.quick = head.short = False
+        head.keep_alive = head.plain = head.quick = head.direct = head.short = False
+        head.__dict__.pop("gathered", None)
         return head
 
     def over(self, raw: bytes) -> Head:
@@ -231,8 +233,25 @@ class Head:
         head.streams = self.streams
         head.plain = self.plain
         head.quick = self.quick
+        head.direct = self.direct
         head.short = self.short
         return head
+
+    @cached_property
+    def gathered(self) -> Head | None:
+        """The head of a request whose body is there already; None if that makes a difference."""
+        if self.length <= 0 or self.expects_continue:
+            return None
+        if not self.streams:
+            return self if self.plain else None
+        if not self.route.buffered or not self.http_11 or not self.keep_alive:
+            return None
+        head = copy(self)
+        head.streams = False
+        head.plain = head.method != "HEAD"
+        head.direct = head.plain and head.route.max_in_flight is None
+        head.short = head.direct and not head.route.wrapped
+        return head if head.plain else None
 
     @property
     def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]:

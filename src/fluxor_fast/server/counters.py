@@ -58,7 +58,7 @@ class Counters:
 
     def answered(self, status: int) -> None:
         """Note an answer that did not take the short way."""
-        self.responses[status // 100] += 1
+        self.responses[min(status // 100, 5)] += 1  # a handler may have said anything
         self._rare = True
 
     def refused(self, reason: str) -> None:

@@ -2,9 +2,9 @@
 
 Rules:
 
-1. Every request leaves once, through ``_leave``, ``_abort``, ``_refuse`` or the short ways of the
-   batch and of ``_leave_short``, which do the same as ``_leave``: with its permit and its route's
-   given back, and counted as completed, aborted or refused.
+1. Every request leaves once, through ``_leave``, ``_abort``, ``_refuse`` or the short ways of
+   ``batch`` and ``running``, which do the same as ``_leave``: with its permit and its route's given
+   back, and counted as completed, aborted or refused.
 2. An answer above ``LARGE`` bytes, or to a connection that already has too much unread, keeps
    its permit until the client has taken it in.
 3. What a handler raises becomes an answer that tells nothing which it did not mean to tell; what
@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator
-from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.errors import HTTPError
@@ -111,33 +110,6 @@ class Leaving:
                 request.permit = False
                 self.limit.release(1)
 
-    def _leave_short(self, request: Request, response: Response) -> bool:
-        """Answer the short way, as the batch does, if that is possible; return whether it was.
-
-        :raises ValueError: if the answer cannot be sent; nothing has been then.
-        """
-        connection: HttpProtocol = request.connection  # type: ignore[assignment]
-        if not request.head.short or self.draining or connection.order is not None:
-            return False
-        answer = response.encode(self.block, request.rid)
-        if len(answer) >= LARGE:
-            return False
-        connection.pause = 0.0
-        connection.current = None
-        connection.since = self.tick
-        connection.transport.write(answer)
-        counters = self.counters
-        counters.completed += 1
-        if 200 <= response.status < 300:
-            counters.responses[2] += 1
-        else:
-            counters.answered(response.status)
-        counters.observe(monotonic() - request.arrived, 1)
-        if request.permit:
-            request.permit = False
-            self.limit.release(1)
-        return True
-
     def _conclude(self, request: Request) -> None:
         """Count a request whose answer is no concern of the connection's any more."""
         self.counters.completed += 1
@@ -210,6 +182,8 @@ class Leaving:
             return self.block
 
     def _encode(self, request: Request, response: Response) -> bytes:
+        if request.head.plain and not self.draining:  # so there is no source either
+            return response.encode(self._block_for(request), request.rid)
         ends = request.source is not None and request.source.settle()
         return response.encode(
             self._block_for(request),

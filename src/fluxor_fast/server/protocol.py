@@ -1,8 +1,8 @@
 """One connection: bytes in, requests to the batch, and how it ends.
 
 The short way: the bytes that arrive are exactly a head seen before, and nothing else is going
-on. Heads alone, one new or several pipelined, take a short way too. Everything else goes through
-``framing.Reader``.
+on. Heads alone, one new or several pipelined, take a short way too, and so does a head seen before
+with the whole of its body. Everything else goes through ``framing.Reader``.
 
 An ``HttpProtocol`` is a ``Connection`` (its place, its socket) that is ``Answering`` (its answers,
 in order) and reads. Each knows only those before it; what they ask of it is abstract there.
@@ -139,7 +139,8 @@ class HttpProtocol(Answering):
     def _take_heads(self, data: bytes, known: Head | None) -> bool:
         """Take in what is heads and nothing else: one not seen before, or several pipelined.
 
-        Return False if there is anything to it that the reader must see.
+        Or one seen before with the whole of its body. Return False if there is anything to it that
+        the reader must see.
         """
         heads = self.service.heads
         stop = data.find(END) + 4
@@ -159,20 +160,39 @@ class HttpProtocol(Answering):
             self.runner.arrivals.append(request)
             self.runner.schedule()
             return True
+        several = self._cached.get(data[:stop])
+        if several is not None and several.length > 0:
+            return stop + several.length == len(data) and self._take_whole(several, data[stop:])
         found, at = [], 0
-        while at < len(data):
-            stop = data.find(END, at) + 4
-            several = self._cached.get(data[at:stop]) if stop > at else None
-            if several is None or not several.quick:
-                return False
+        while several is not None and several.quick:
             found.append(several)
             at = stop
+            if at == len(data):
+                break
+            stop = data.find(END, at) + 4
+            several = self._cached.get(data[at:stop]) if stop > at else None
+        else:
+            return False
         if len(found) > self.service.max_pipeline:
             return False
         requests = [Request(head, b"", self) for head in found]
         self.current = requests[0]
         self.order = deque(requests)
         self.runner.arrivals.extend(requests)
+        self.runner.schedule()
+        return True
+
+    def _take_whole(self, head: Head, body: bytes) -> bool:
+        """Take in a request that came in one; return False if the reader must see to it."""
+        gathered = head.gathered
+        most = head.route.max_body
+        if most is None:
+            most = self.service.heads.limits.body
+        if gathered is None or head.length > most:
+            return False
+        self._held = head.length
+        request = self.current = Request(gathered, body, self)
+        self.runner.arrivals.append(request)
         self.runner.schedule()
         return True
 
