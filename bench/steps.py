@@ -6,18 +6,22 @@ both speed up and slow down with the machine.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import orjson
+import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fluxor_fast import App, Request, Response
 from fluxor_fast.arbiter.shared import SharedMemory
+from fluxor_fast.asgi.serve import AsgiApp
 from fluxor_fast.auth.tokens import Tokens
 from fluxor_fast.routing import Route, Router
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
@@ -79,6 +83,52 @@ def _batch(connections: int, depth: int, path: str = "/", *, cold: bool = False)
     return (new if cold else known), connections * depth
 
 
+def _tasks(app: App, data: bytes) -> Step:
+    """Of coroutines, which need a loop; none of them has to wait for it."""
+    bench = Bench(app, HandLoop(), slots=100)
+    bench.runner.block = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
+    protocols = [bench.connect(Silent) for _ in range(16)]
+    loop = uvloop.new_event_loop()
+
+    def ask() -> None:
+        asyncio._set_running_loop(loop)
+        try:
+            for protocol in protocols:
+                protocol.data_received(data)
+            while bench.runner.busy:
+                bench.loop.turn()
+        finally:
+            asyncio._set_running_loop(None)
+
+    ask()  # the head is known from now on
+    return ask, len(protocols)
+
+
+def _coroutine() -> Step:
+    app = App()
+
+    @app.get("/")
+    async def home(request: Request) -> dict[str, object]:
+        return {**DOCUMENT, "timestamp": int(time.time())}
+
+    return _tasks(app, HEAD)
+
+
+def _asgi(body: bytes = b"") -> Step:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        answer = message["body"] or orjson.dumps({**DOCUMENT, "timestamp": int(time.time())})
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(answer)),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    head = HEAD if not body else HEAD[:-2] + b"Content-Length: %d\r\n\r\n" % len(body)
+    return _tasks(AsgiApp(application), head.replace(b"GET", b"POST" if body else b"GET") + body)
+
+
 def _routing(path: str) -> Step:
     router = Router(
         Route("GET", f"/r{n}/items/{{item:int}}", lambda request, item: None) for n in range(300)
@@ -120,6 +170,9 @@ STEPS: dict[str, Callable[[], Step]] = {
     "cold_16": lambda: _batch(16, 1, cold=True),
     "text_16": lambda: _batch(16, 1, "/text"),
     "response_16": lambda: _batch(16, 1, "/response"),
+    "coroutine_16": _coroutine,
+    "asgi_16": _asgi,
+    "asgi_body_16": lambda: _asgi(b"x" * 1000),
     "routed": lambda: _routing("/r150/items/42"),
     "admission_16": _admission,
     "token_issued": lambda: _tokens()["token_issued"],
