@@ -45,6 +45,7 @@ class Fields(NamedTuple):
 
 
 _known: dict[tuple[Any, ...], Fields] = {}
+_last: tuple[tuple[Any, ...], Fields] = (), Fields(b"", None, None, False, {})
 
 
 def fields_of(headers: Iterable[Iterable[bytes]]) -> Fields:
@@ -53,11 +54,15 @@ def fields_of(headers: Iterable[Iterable[bytes]]) -> Fields:
     :raises ValueError: for what no answer may have as a header; ``TypeError`` for what is no pair
         of bytes.
     """
+    global _last
+    key = tuple(headers)
+    last, found_last = _last
+    if key == last:  # comparing costs less than a hash
+        return found_last
     try:
-        key = tuple(headers)
         found = _known.get(key)
     except TypeError:  # they are lists
-        key = tuple(tuple(pair) for pair in headers)
+        key = tuple(tuple(pair) for pair in key)
         found = _known.get(key)
     if found is None:
         found, cookie = _read(key)
@@ -65,6 +70,9 @@ def fields_of(headers: Iterable[Iterable[bytes]]) -> Fields:
             if len(_known) >= REMEMBERED:
                 _known.clear()
             _known[key] = found
+            _last = key, found
+    else:
+        _last = key, found
     return found
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Running"]
 
 SYNC, BLOCKING = Kind.SYNC, Kind.BLOCKING
-GROUP: Final = 32
+GROUP: Final = 64
 """Coroutines that begin together."""
 
 
