@@ -22,6 +22,7 @@ from fluxor_fast.asgi.serve import AsgiApp
 from fluxor_fast.composition import offer
 from fluxor_fast.http.request import CURRENT, Head
 from fluxor_fast.http.streaming import StreamingResponse
+from fluxor_fast.middleware.security_headers import SecurityHeaders
 from fluxor_fast.routing import Kind, Route
 from fluxor_fast.server import running
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
@@ -348,6 +349,53 @@ def test_what_ends_the_loop_leaves_the_others_of_its_group_as_they_were(what: An
     assert statuses(transports) == [[200], [], [200], [200]]
     bench.assert_empty()
     loop.close()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@in_loop
+async def test_a_plain_handler_that_raises_anything_gives_its_permit_back(wrapped: bool) -> None:
+    app = App()
+    if wrapped:
+        app.add_middleware(SecurityHeaders())
+
+    @app.get("/bad")
+    def bad(request: Request) -> Any:
+        raise GeneratorExit
+
+    @app.get("/")
+    def good(request: Request) -> Any:
+        return {}
+
+    bench, transports = asked(app, head(), head("/bad"), head(), head())
+    with pytest.raises(GeneratorExit):
+        await outside(bench)
+    assert statuses(transports)[:2] == [[200], []]
+    assert transports[1].closing
+    bench.runner.schedule()
+    await outside(bench)
+    assert statuses(transports) == [[200], [], [200], [200]]
+    bench.assert_empty()
+
+
+@in_loop
+async def test_what_middleware_has_changed_leaves_behind_what_it_has_not_in_the_same_turn() -> None:
+    app = App()
+
+    @app.get("/plain")
+    def plain(request: Request) -> Any:
+        return {"plain": True}
+
+    @app.get("/wrapped", middleware=[SecurityHeaders()])
+    def wrapped(request: Request) -> Any:
+        return {"plain": False}
+
+    bench, transports = asked(app, *map(head, ("/wrapped", "/plain") * 3), head("/") * 2)
+    await outside(bench)
+    assert statuses(transports) == [[200]] * 6 + [[404, 404]]
+    assert [body(transport)["plain"] for transport in transports[:6]] == [False, True] * 3
+    for at in range(6):
+        assert (b"X-Frame-Options" in transports[at].written[0]) == (at % 2 == 0)
+    bench.assert_empty()
 
 
 @in_loop

@@ -317,8 +317,9 @@ class BatchRunner(Running):
         """Run synchronous handlers until the queue is empty or the time is up; return how many.
 
         This is the hot path: the commonest answers (JSON, text or a ``Response``, of success,
-        HTTP/1.1, to a client that takes its answers in) go to the connection from here, everything
-        else through ``_leave``.
+        HTTP/1.1, to a client that takes its answers in) go to the connection from here, others of
+        success behind the last of them (what middleware has changed), everything else through
+        ``_leave``.
         """
         requests = queue.requests
         take = requests.pop if queue.standing else requests.popleft
@@ -331,78 +332,89 @@ class BatchRunner(Running):
         answer: bytes | None
         counters = self.counters
         pacing = self.pacer.waiting > 0
-        while requests:
-            request = take()
-            if not request.queued:  # its client went away, its permit with it
-                queue.gone -= 1
-                continue
-            request.queued = False
-            if request.permit:
-                permits += 1
-            head = request.head
-            rid = request.rid = head.request_id or next_id()
-            connection: HttpProtocol = request.connection  # type: ignore[assignment]
-            try:
-                value = head.route.call(request)
-                kind = type(value)
-                if (
-                    (kind is dict or kind is str or (kind is Response and value.status < 300))
-                    and head.short
-                    and keep
-                ):
-                    if kind is dict:
-                        answer = encode_json(value, block, rid)
-                    elif kind is str:
-                        answer = encode_text(value, block, rid)
-                    else:
-                        answer = value.encode(block, rid)
-                    if len(answer) < LARGE and (
-                        connection.order is None
-                        or not (connection.closed or connection.write_paused)
+        try:
+            while requests:
+                request = take()
+                if not request.queued:  # its client went away, its permit with it
+                    queue.gone -= 1
+                    continue
+                request.queued = False
+                if request.permit:
+                    permits += 1
+                head = request.head
+                rid = request.rid = head.request_id or next_id()
+                connection: HttpProtocol = request.connection  # type: ignore[assignment]
+                try:
+                    value = head.route.call(request)
+                    kind = type(value)
+                    if (
+                        (kind is dict or kind is str or (kind is Response and value.status < 300))
+                        and head.short
+                        and keep
                     ):
-                        if pacing:
-                            connection.pause = 0.0
-                        if connection.order is None:
-                            connection.current = None
-                            connection.since = tick
-                            connection.transport.write(answer)
+                        if kind is dict:
+                            answer = encode_json(value, block, rid)
+                        elif kind is str:
+                            answer = encode_text(value, block, rid)
                         else:
-                            connection.deliver(request, answer)
-                        done += 1
-                        now = monotonic()
-                        if request.arrived is not stamp:
-                            counters.observe(now - stamp, same)
-                            stamp = request.arrived
-                            same = 0
-                        same += 1
-                        if now >= until:
-                            break
-                        continue
-                if kind is dict and head.plain and keep:
-                    status = 200
-                    answer = encode_json(value, self._block_for(request), rid)
+                            answer = value.encode(block, rid)
+                        if len(answer) < LARGE and (
+                            connection.order is None
+                            or not (connection.closed or connection.write_paused)
+                        ):
+                            if pacing:
+                                connection.pause = 0.0
+                            if connection.order is None:
+                                connection.current = None
+                                connection.since = tick
+                                connection.transport.write(answer)
+                            else:
+                                connection.deliver(request, answer)
+                            done += 1
+                            now = monotonic()
+                            if request.arrived is not stamp:
+                                counters.observe(now - stamp, same)
+                                stamp = request.arrived
+                                same = 0
+                            same += 1
+                            if now >= until:
+                                break
+                            continue
+                    if kind is dict and head.plain and keep:
+                        status = 200
+                        answer = encode_json(value, self._block_for(request), rid)
+                    else:
+                        response = to_response(value)
+                        status = response.status
+                        answer = None if response.streams else self._encode(request, response)
+                except (Exception, asyncio.CancelledError) as error:
+                    status, answer = self._failure(request, error)
+                except BaseException:  # it ends the loop, or should
+                    if request.permit:
+                        permits -= 1
+                    others += 1
+                    connection.abort()
+                    self._abort(request)
+                    raise
+                if request.permit:
+                    permits -= 1  # it is given back with the answer
+                others += 1
+                now = monotonic()
+                if answer is None:
+                    self._launch(request, response)
                 else:
-                    response = to_response(value)
-                    status = response.status
-                    answer = None if response.streams else self._encode(request, response)
-            except (Exception, asyncio.CancelledError) as error:
-                status, answer = self._failure(request, error)
-            if request.permit:
-                permits -= 1  # _leave gives it back
-            others += 1
-            now = monotonic()
-            if answer is None:
-                self._launch(request, response)
-            else:
-                self._leave(request, status, answer, now)
-            if now >= until:
-                break
-        counters.observe(now - stamp, same)
-        counters.responses[2] += done
-        counters.accepted += done + others
-        counters.completed += done
-        if permits:
-            self.limit.release(permits)
+                    self._leave_soon(request, status, answer)
+                if now >= until:
+                    break
+        finally:
+            counters.observe(now - stamp, same)
+            counters.responses[2] += done
+            counters.accepted += done + others
+            counters.completed += done
+            if permits:
+                self.limit.release(permits)
+            if self._answers:
+                self._leave_all()
         return done + others
 
     # the end
