@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import sys
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,17 +154,11 @@ def main(workloads: str, connections: str, rounds: int, seconds: int, target: Pa
     except Failed as error:
         raise click.ClickException(f"no report: {error}") from None
     versions = {**harness.versions(*packages), "wrk": harness.wrk_version()}
-    results = [
-        {"workload": workload, "connections": count, "server": name,
-         "figures": harness.summary(rounds_of), "rounds": [asdict(one) for one in rounds_of]}
+    cells = (
+        ({"workload": workload, "connections": count, "server": name}, rounds_of)
         for (workload, count, name), rounds_of in found.items()
-    ]  # fmt: skip
-    command = " ".join(["python bench/asgi.py", *sys.argv[1:]])
-    harness.write_json(
-        target,
-        {"machine": before, "versions": versions, "command": command, "results": results},
     )
-    print(f"`{command}`: {', '.join(f'{name} {of}' for name, of in versions.items())}\n")
+    harness.report(target, "asgi.py", before, versions, cells)
     print(table(found))
 
 

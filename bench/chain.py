@@ -14,7 +14,7 @@ import random
 import statistics
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -30,7 +30,9 @@ PATH = "/api/users/4711"
 CHAIN, BARE, PEER = "fluxor-fast, whole chain", "fluxor-fast, bare", "granian RSGI, bare"
 
 
-def _chain(place: Place) -> list[str]:
+def _chain(place: Place, *, access_log: bool) -> list[str]:
+    if not access_log:
+        return fluxor(place, "chained:app")
     log = str(place.folder / "access.log")
     # the later --log-level counts
     return fluxor(place, "chained:app", "--access-log", "--log-file", log, "--log-level", "info")
@@ -64,11 +66,14 @@ def checked(servers: dict[str, Server], sent: dict[str, str]) -> None:
             raise Failed(f"the chain has no {name}: {told}")
 
 
-def measure(connections: int, rounds: int, seconds: int, folder: Path) -> dict[str, list[Round]]:
+def measure(
+    connections: int, rounds: int, seconds: int, folder: Path, *, access_log: bool
+) -> dict[str, list[Round]]:
     """Time all three, ``rounds`` times."""
     cores = Cores.of(1)
     shuffled = random.Random(SEED)
-    commands = {CHAIN: _chain, BARE: _bare, PEER: granian("rsgi", "chained_rsgi:app")}
+    chain = partial(_chain, access_log=access_log)
+    commands = {CHAIN: chain, BARE: _bare, PEER: granian("rsgi", "chained_rsgi:app")}
     sent = fields()
     script = ("requests.lua", "fields", *(part for pair in sent.items() for part in pair))
     found: dict[str, list[Round]] = {name: [] for name in commands}
@@ -90,9 +95,10 @@ def measure(connections: int, rounds: int, seconds: int, folder: Path) -> dict[s
                 if number:  # the first warms it up
                     found[name].append(done)
             progress(f"round {number}/{rounds} done")
-    logged = (folder / "access.log").read_bytes().count(b" 200 ")
-    if logged < sum(one.load.requests for one in found[CHAIN]):
-        raise Failed(f"only {logged} lines in the access log")
+    if access_log:
+        logged = (folder / "access.log").read_bytes().count(b" 200 ")
+        if logged < sum(one.load.requests for one in found[CHAIN]):
+            raise Failed(f"only {logged} lines in the access log")
     return found
 
 
@@ -122,31 +128,23 @@ def table(found: dict[str, list[Round]]) -> str:
 @click.option("--connections", default=64, type=click.IntRange(1))
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Counted runs of each.")
 @click.option("--seconds", default=2, type=click.IntRange(1), help="Length of a counted run.")
+@click.option("--access-log/--no-access-log", default=True, help="Have it in the chain.")
 @click.option("--json", "target", default=RESULTS / "chain.json", type=click.Path(path_type=Path))
-def main(connections: int, rounds: int, seconds: int, target: Path) -> None:
+def main(connections: int, rounds: int, seconds: int, access_log: bool, target: Path) -> None:
     """Measure the whole chain beside granian without any, and print a table."""
     harness.wrk_path()
     before = harness.machine()
     try:
         with harness.interruptible(), harness.scratch() as folder:
             folder.mkdir()
-            found = measure(connections, rounds, seconds, folder)
+            found = measure(connections, rounds, seconds, folder, access_log=access_log)
     except Failed as error:
         raise click.ClickException(f"no report: {error}") from None
     versions = {
         **harness.versions("fluxor-fast", "granian", "uvloop"), "wrk": harness.wrk_version(),
     }  # fmt: skip
-    command = " ".join(["python bench/chain.py", *sys.argv[1:]])
-    results = [
-        {"server": name, "figures": harness.summary(rounds_of),
-         "rounds": [asdict(one) for one in rounds_of]}
-        for name, rounds_of in found.items()
-    ]  # fmt: skip
-    harness.write_json(
-        target,
-        {"machine": before, "versions": versions, "command": command, "results": results},
-    )
-    print(f"`{command}`: {', '.join(f'{name} {of}' for name, of in versions.items())}\n")
+    cells = (({"server": name}, rounds_of) for name, rounds_of in found.items())
+    harness.report(target, "chain.py", before, versions, cells)
     print(table(found))
 
 

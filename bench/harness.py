@@ -699,6 +699,28 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
     progress(f"wrote {path}")
 
 
+def report(
+    target: Path,
+    program: str,
+    before: Mapping[str, Any],
+    of: Mapping[str, str],
+    found: Iterable[tuple[Mapping[str, Any], Sequence[Round]]],
+) -> None:
+    """Write what was measured, and print how.
+
+    :param before: what ``machine`` said before.
+    :param of: versions.
+    :param found: for each cell what it is of, and its rounds.
+    """
+    command = " ".join([f"python bench/{program}", *sys.argv[1:]])
+    results = [
+        {**cell, "figures": summary(rounds), "rounds": [asdict(one) for one in rounds]}
+        for cell, rounds in found
+    ]
+    write_json(target, {"machine": before, "versions": of, "command": command, "results": results})
+    print(f"`{command}`: {', '.join(f'{name} {version}' for name, version in of.items())}\n")
+
+
 def to_base64(data: bytes) -> str:
     """Return ``data`` as text that fits a command line."""
     return base64.b64encode(data).decode("ascii")
