@@ -6,16 +6,17 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
-from types import SimpleNamespace
+from time import monotonic
 from typing import Any
 
 import pytest
 
 from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.http.response import Response
-from fluxor_fast.middleware.access_log import AccessLog
+from fluxor_fast.middleware.access_log import MOST_CLIENTS, AccessLog
 from fluxor_fast.routing import Kind, Route
 from tests.support.inprocess import in_loop, serving
+from tests.support.pure import make_request
 
 
 def make_app() -> App:
@@ -140,17 +141,56 @@ def test_hostile_requests_do_not_forge_lines(form: str) -> None:
 def test_a_line_is_one_line_even_if_the_parser_let_something_through(form: str) -> None:
     lines: list[str] = []
     hostile = 'a\r\nb c\x1b\x7f\x9b\u2028\u202e\udcff"'
-    request: Any = SimpleNamespace(
-        head=SimpleNamespace(method="GET", path=hostile), client=hostile, id=hostile, arrived=0.0
-    )
     route = Route("GET", "/", lambda request: {}, kind=Kind.SYNC)
+    request = make_request("GET", hostile, route=route)
+    request.head.request_id = request.rid = b'a\r\nb c\x1b\x7f\x9b"'
+    request.arrived = 0.0
+    request.connection.peer = hostile  # type: ignore[misc]
     AccessLog(lines.append, form).watch([route])
-    route.call(request)
-    (line,) = lines
-    assert line.isascii()
-    assert line.removesuffix("\n").isprintable()
-    if form == "console":
-        assert len(line.split(" ")) == 9
+    for _ in range(2):  # the second time they are known
+        route.call(request)
+    assert len(lines) == 2
+    for line in lines:
+        assert line.isascii()
+        assert line.removesuffix("\n").isprintable()
+        if form == "console":
+            assert len(line.split(" ")) == 9
+        else:
+            json.loads(line)
+
+
+def test_clients_are_told_apart_however_many_there_are() -> None:
+    """The texts of addresses are remembered, up to a bound; so are those of heads."""
+    lines: list[str] = []
+    route = Route("GET", "/", lambda request: {}, kind=Kind.SYNC)
+    AccessLog(lines.append).watch([route])
+    request = make_request("GET", "/", route=route)
+    request.rid, request.arrived = b"rid", 0.0
+    addresses = [f"2001:db8::{number:x}" for number in range(MOST_CLIENTS + 10)] * 2
+    for address in addresses:
+        request.connection.peer = address  # type: ignore[misc]
+        route.call(request)
+    assert [line.split(" ")[-2] for line in lines] == addresses
+
+
+def test_a_request_id_of_ours_is_new_in_each_line_and_one_of_the_clients_is_its_own() -> None:
+    lines, _ = logged([("/",), ("/",), ("/", "X-Request-ID: mine"), ("/", "X-Request-ID: mine")])
+    ids = [line.split(" ")[-1].strip() for line in lines]
+    assert ids[2:] == ["mine", "mine"]
+    assert len({*ids}) == 3
+
+
+def test_how_long_it_took_is_rounded_to_tenths() -> None:
+    now = iter([10.0, 10.00004, 10.00006, 10.0995, 10.09996, 10.25, 12.0])
+    lines: list[str] = []
+    route = Route("GET", "/", lambda request: {}, kind=Kind.SYNC)
+    AccessLog(lines.append, monotonic=now.__next__).watch([route])
+    request = make_request("GET", "/", route=route)
+    request.rid, request.arrived = b"rid", 10.0
+    for _ in range(7):
+        route.call(request)
+    took = [line.split(" ")[6] for line in lines]
+    assert took == ["0.0ms", "0.0ms", "0.1ms", "99.5ms", "100.0ms", "250.0ms", "2000.0ms"]
 
 
 def chances(*values: float) -> Callable[[], float]:
@@ -172,10 +212,15 @@ def test_a_sample_of_none_has_failures_only() -> None:
 
 
 def test_times_are_those_of_the_clock() -> None:
-    now = iter([1_700_000_000.0, 1_700_000_000.9996, 1_700_000_001.25])
-    lines, _ = logged([("/",)] * 3, clock=now.__next__)
+    """It is asked again when the millisecond is over, by the other clock."""
+    wall = iter([1_700_000_000.0, 1_700_000_000.9996, 1_700_000_001.25])
+    later = monotonic() + 60
+    since = iter([later, later + 0.0009, later + 0.0011, later + 0.0014, later + 0.0016])
+    lines, _ = logged([("/",)] * 5, clock=wall.__next__, monotonic=since.__next__)
     assert [line.split(" ")[0] for line in lines] == [
         "2023-11-14T22:13:20.000Z",
+        "2023-11-14T22:13:20.000Z",
+        "2023-11-14T22:13:20.999Z",
         "2023-11-14T22:13:20.999Z",
         "2023-11-14T22:13:21.250Z",
     ]
@@ -184,4 +229,4 @@ def test_times_are_those_of_the_clock() -> None:
 def test_a_dict_stays_a_dict_so_that_the_short_way_stays_open() -> None:
     route = Route("GET", "/", lambda request: {"a": 1}, kind=Kind.SYNC)
     AccessLog([].append, sample=0.0).watch([route])
-    assert route.call(SimpleNamespace()) == {"a": 1}  # type: ignore[arg-type]
+    assert route.call(make_request("GET", "/", route=route)) == {"a": 1}

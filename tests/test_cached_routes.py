@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gzip
 import json
 import re
 from pathlib import Path
@@ -280,3 +281,53 @@ async def test_the_example_of_the_documentation_works() -> None:
             assert (await client.answer()).status == 204
     await app.stop()
     assert read == [1, 1]
+
+
+VALUES: list[tuple[Any, str | None, bytes]] = [
+    ({"a": [1, "ä"]}, "application/json", b'{"a":[1,"\xc3\xa4"]}'),
+    ([1, {"b": None}], "application/json", b'[1,{"b":null}]'),
+    ("text", "text/plain; charset=utf-8", b"text"),
+    (7, "application/json", b"7"),
+    (None, None, b""),
+]
+
+
+@pytest.mark.parametrize(("value", "content_type", "body"), VALUES)
+@pytest.mark.parametrize("middleware", [(), (Compression(),), (ETag(),), (Recovery(), plain)])
+@in_loop
+async def test_what_is_known_is_answered_as_what_is_computed(
+    value: Any, content_type: str | None, body: bytes, middleware: tuple[Any, ...]
+) -> None:
+    """The route has it as JSON, who calls the function as an object."""
+    app, cache = App(), Cache()
+
+    @app.get("/", middleware=middleware)
+    @cache.cached(ttl=60, none_ttl=60, key=lambda request: 1)
+    async def handler(request: Any) -> Any:
+        return value
+
+    async with serving(app) as server:
+        client = await server.connect()
+        answers = [await client.get("/", "Accept-Encoding: gzip") for _ in range(3)]
+        heads = [await client.get("/", method="HEAD") for _ in range(2)]
+    assert cache.figures.misses == 1
+    assert await handler(None) == await handler(None) == value
+    for answer in answers:
+        assert answer.status == (204 if value is None else 200)
+        assert (answer.headers.get("content-type"), answer.body) == (content_type, body)
+    names = {"x-request-id", "date"}
+    for some in (answers, heads):
+        told = [{n: v for n, v in one.headers.items() if n not in names} for one in some]
+        assert all(one == told[0] for one in told)
+
+
+@in_loop
+async def test_what_is_known_and_large_is_compressed() -> None:
+    profiles = Profiles(Compression(codings=["gzip"]))
+    async with serving(profiles.app) as server:
+        client = await server.connect()
+        plain_one = await client.get("/users/7")
+        for _ in range(2):
+            answer = await client.get("/users/7", "Accept-Encoding: gzip")
+            assert answer.headers["content-encoding"] == "gzip"
+            assert gzip.decompress(answer.body) == plain_one.body

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from fluxor_fast import App, HTTPError, Request, StreamingResponse
+from fluxor_fast import App, HTTPError, Json, Request, StreamingResponse
 from fluxor_fast.composition import Layer
 from fluxor_fast.errors import RouteError
-from fluxor_fast.http.response import Response
+from fluxor_fast.http.response import Response, header_line
 from fluxor_fast.middleware.body_limit import BodyLimit
+from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.security_headers import SecurityHeaders
 from fluxor_fast.middleware.trusted_hosts import TrustedHosts
+from fluxor_fast.routing import Kind
 from tests.support.inprocess import in_loop, post, serving
+from tests.support.pure import make_request
 
 
 class Mark(Layer):
@@ -161,6 +165,182 @@ async def test_of_several_layers_of_a_class_the_innermost_counts() -> None:
     api = "default-src 'none'; frame-ancestors 'none'"
     assert policies == ["default-src 'self'", "b", "own", api, api]
     assert denied.headers["content-security-policy"] == "default-src 'self'"
+
+
+class Lined(Layer):
+    """Has lines, by head; notes for which it was asked."""
+
+    def __init__(self, name: str, value: str = "", *, by_scheme: bool = False) -> None:
+        self.name = name
+        self.value = value
+        self.by_scheme = by_scheme
+        self.asked: list[str] = []
+
+    def lines(self, request: Request) -> bytes:
+        self.asked.append(request.path)
+        value = request.scheme if self.by_scheme else self.value or request.path
+        return header_line(self.name, value)
+
+
+@in_loop
+async def test_lines_are_asked_for_once_for_each_head_and_are_on_every_answer() -> None:
+    app = App()
+    outer, inner = Lined("X-Outer"), Lined("X-Inner")
+    app.add_middleware(outer)
+    app.add_middleware(Mark("Mark"))
+    app.add_middleware(inner)
+    add_routes(app)
+    async with serving(app) as server:
+        client = await server.connect()
+        for _ in range(3):
+            for path, status in ANSWERS.items():
+                answer = await client.get(path)
+                assert answer.status == status
+                names = [answer.headers[name] for name in ("x-outer", "x-inner", "x-mark")]
+                assert names == [path, path, "1"]
+    assert outer.asked == inner.asked == [*ANSWERS]
+
+
+@in_loop
+async def test_lines_of_inner_layers_are_on_what_an_outer_one_answers() -> None:
+    app = App()
+    app.add_middleware(TrustedHosts(["elsewhere"]))
+    app.add_middleware(SecurityHeaders(hsts=None))
+    app.get("/")(lambda request: {})
+    async with serving(app) as server:
+        answer = await (await server.connect()).get("/")
+    assert answer.status == 400
+    assert answer.headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize("path", [*ANSWERS])
+@in_loop
+async def test_what_an_answer_says_itself_takes_the_place_of_lines(path: str) -> None:
+    """Of every kind, ``Vary`` alone is joined; and the next answer has the lines again."""
+    app = App()
+    app.add_middleware(Lined("X-Own", "1"))
+    app.add_middleware(Lined("X-Owner", "1"))
+    app.add_middleware(Lined("Vary", "Origin"))
+    own = {"x-oWN": "2", "Vary": "Accept"}
+    wants = False
+
+    def says(call_next: Any, route: Any) -> Any:
+        """Give every answer, of whatever kind, headers of its own."""
+
+        def with_own(value: Any) -> Any:
+            if wants:
+                value.headers.clear()
+                value.headers.update(own)
+            return value
+
+        async def later(request: Request) -> Any:
+            try:
+                return with_own(await call_next(request))
+            except HTTPError as error:
+                raise with_own(error) from None
+
+        def now(request: Request) -> Any:
+            try:
+                return with_own(call_next(request))
+            except HTTPError as error:
+                raise with_own(error) from None
+
+        return later if route.kind is Kind.ASYNC else now
+
+    app.add_middleware(says)
+    add_routes(app)
+    failing = ANSWERS[path] == 500  # these are the server's own
+    async with serving(app) as server:
+        client = await server.connect()
+        for wants in (True, False, True):
+            answer = await client.get(path)
+            assert answer.status == ANSWERS[path]
+            lines = answer.raw_head.decode().split("\r\n")[1:]
+            fields = [
+                (name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)
+            ]
+            told = [pair for pair in fields if pair[0] in ("x-own", "x-owner", "vary")]
+            if wants and not failing:
+                expected = [
+                    ("vary", "Accept"),
+                    ("vary", "Origin"),
+                    ("x-own", "2"),
+                    ("x-owner", "1"),
+                ]
+            elif path == "/error":
+                expected = [("vary", "Origin"), ("x-own", "2"), ("x-owner", "1")]
+            else:
+                expected = [("vary", "Origin"), ("x-own", "1"), ("x-owner", "1")]
+            assert sorted(told) == expected
+
+
+def test_lines_that_differ_by_scheme_are_remembered_for_each() -> None:
+    app = App()
+    layer, other = Lined("X-Scheme", by_scheme=True), Lined("X-Other", "1")
+    app.add_middleware(layer)
+    app.add_middleware(other)
+    app.get("/")(lambda request: {})
+    route, _ = app.router().match("GET", "/")
+    request = make_request("GET", "/", route=route)
+    for scheme in ("http", "https", "http", "https"):
+        request.connection.scheme_of = lambda head, scheme=scheme: scheme  # type: ignore
+        route.call(request)
+        assert request.fields == f"X-Scheme: {scheme}\r\nX-Other: 1\r\n".encode()
+    assert layer.asked == ["/", "/"]
+
+
+@in_loop
+async def test_a_layer_whose_lines_fail_is_a_500_and_leaves_nothing_behind() -> None:
+    class Broken(Layer):
+        def lines(self, request: Request) -> bytes:
+            raise ZeroDivisionError
+
+    app = App()
+    app.add_middleware(Lined("X-Own", "1"))
+    app.get("/", middleware=[Broken()])(lambda request: {})
+    app.get("/good")(lambda request: {})
+    async with serving(app) as server:
+        client = await server.connect()
+        statuses = [(await client.get(path)).status for path in ("/", "/", "/good")]
+        assert server.service.runner.limit.held == 0
+    assert statuses == [500, 500, 200]
+
+
+@pytest.mark.parametrize("middleware", [(), (SecurityHeaders(),), (Compression(codings=["gzip"]),)])
+@in_loop
+async def test_json_that_is_ready_goes_as_it_is_on_every_kind_of_route(middleware: Any) -> None:
+    app = App()
+    small, large = Json(b'{"a": 1}'), Json(b'["' + 5000 * b"a" + b'"]')
+
+    @app.get("/sync/{size}", middleware=middleware)
+    def sync(request: Request, size: str) -> Json:
+        return large if size == "large" else small
+
+    @app.get("/async/{size}", middleware=middleware)
+    async def coroutine(request: Request, size: str) -> Json:
+        return large if size == "large" else small
+
+    @app.get("/blocking/{size}", middleware=middleware, blocking=True)
+    def blocking(request: Request, size: str) -> Json:
+        return large if size == "large" else small
+
+    async with serving(app) as server:
+        client = await server.connect()
+        for kind in ("sync", "async", "blocking"):
+            for size, body in (("small", small), ("large", large)):
+                for fields in ((), ("Accept-Encoding: gzip",)):
+                    answer = await client.get(f"/{kind}/{size}", *fields)
+                    assert (answer.status, answer.headers["content-type"]) == (
+                        200,
+                        "application/json",
+                    )
+                    if "content-encoding" in answer.headers:
+                        assert (size, len(fields), middleware != ()) == ("large", 1, True)
+                        assert gzip.decompress(answer.body) == body
+                    else:
+                        assert answer.body == body
+                head = await client.get(f"/{kind}/{size}", method="HEAD")
+                assert head.headers["content-length"] == str(len(body))
 
 
 @in_loop

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxor_fast import HTTPError, Response
+from fluxor_fast import HTTPError, Json, Response
 from fluxor_fast.http import response
-from fluxor_fast.http.response import encode_json, error_response, to_response
+from fluxor_fast.http.response import encode_json, encode_ready, error_response, to_response
 
 BLOCK = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nX-Request-ID: "
 RID = b"rid"
@@ -50,6 +50,8 @@ def parse(raw: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes]:
         ({1}, 200, "application/json", b"[1]"),
         ("é", 200, "text/plain; charset=utf-8", "é".encode()),
         (b"\0", 200, "application/octet-stream", b"\0"),
+        (Json(b'{"a":1}'), 200, "application/json", b'{"a":1}'),
+        ((201, Json(b"[]")), 201, "application/json", b"[]"),
         (None, 204, None, b""),
         ((201, {"a": 1}), 201, "application/json", b'{"a":1}'),
         ((404, None), 404, None, b""),
@@ -166,6 +168,9 @@ def test_the_short_form_says_the_same(value: dict[str, Any]) -> None:
     short = parse(encode_json(value, BLOCK, RID))
     long = parse(Response.json(value).encode(BLOCK, RID))
     assert short == long
+    ready = Json(short[2])
+    assert parse(encode_ready(ready, BLOCK, RID)) == long
+    assert parse(to_response(ready).encode(BLOCK, RID)) == long
     assert orjson.loads(short[2]) == value
 
 

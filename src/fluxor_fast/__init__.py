@@ -8,7 +8,7 @@ from fluxor_fast.errors import ClientDisconnected, FluxorError, HTTPError
 from fluxor_fast.files import StaticFiles, file_response
 from fluxor_fast.http.events import Event, EventStream
 from fluxor_fast.http.request import Head, Headers, Request
-from fluxor_fast.http.response import Response
+from fluxor_fast.http.response import Json, Response
 from fluxor_fast.http.streaming import BodySender, BodyWriter, StreamingResponse
 from fluxor_fast.parameters import Body, Header, Path, Query, Source
 from fluxor_fast.routing import Kind, Priority, Route
@@ -27,6 +27,7 @@ __all__ = [
     "Head",
     "Header",
     "Headers",
+    "Json",
     "Kind",
     "Middleware",
     "Path",

@@ -12,7 +12,9 @@ Rules kept here:
    route itself takes the place of what is said of all.
 3. What middleware adds to *every* answer of a route are ready-made header lines in
    ``Request.fields``: set before the handler is called, they are in its answer whatever that is,
-   an error too. What an ``HTTPError`` says itself takes the place of theirs.
+   an error too. Those that depend on head and scheme alone (``Layer.lines``) are there before any
+   layer is called, and remembered with the head. What an answer says itself takes the place of
+   lines of that name, but for ``Vary``: all of it counts.
 4. The application's middleware is also around the answers for paths and methods that there are
    not (404, 405, OPTIONS). A layer of a route that is ``on_path`` is around the latter two of its
    path: a preflight is an OPTIONS.
@@ -50,6 +52,8 @@ class Layer:
     """Whether one further inside takes its place (rule 2)."""
     on_path: ClassVar[bool] = False
     """Whether it also belongs around what the route's path answers to other methods (rule 4)."""
+    by_scheme: bool = False
+    """Whether its lines differ between http and https."""
 
     def check(self, kind: Kind, path: str) -> None:
         """Raise a ``RouteError`` if this was asked for on a route where it can do nothing."""
@@ -60,6 +64,10 @@ class Layer:
         For the description; each is an error, in the form of all errors.
         """
         return {}
+
+    def lines(self, request: Request) -> bytes:
+        """Return header lines for every answer to requests with this head (rule 3)."""
+        return b""
 
     def begin(self, request: Request) -> Any:
         """Return an answer, or None to go on."""
@@ -73,6 +81,8 @@ class Layer:
         begins = type(self).begin is not Layer.begin
         finishes = type(self).finish is not Layer.finish
         begin, finish = self.begin, self.finish
+        if not begins and not finishes:
+            return call_next
         if route.kind is Kind.ASYNC:
 
             async def layered_async(request: Request) -> Any:
@@ -156,21 +166,27 @@ def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = Tru
     """
     bare = current = _bind(route) if registered else route.handler
     seen: set[type] = set()
+    lined: list[Layer] = []
     raw = True  # whether ``current`` gives what the handler returned
     for middleware in reversed(chain):
         if isinstance(middleware, Layer):
             if not (middleware.once and type(middleware) in seen):
                 seen.add(type(middleware))
+                if type(middleware).lines is not Layer.lines:
+                    lined.insert(0, middleware)
                 current = middleware(current, route)
             continue
         inner = _normalised(current, route.kind) if raw else current
         wrapped = middleware(inner, route)
         if wrapped is not inner:
             current, raw = wrapped, False
-    route.wrapped = current is not bare
+    route.wrapped = current is not bare or bool(lined)
     sooner = sooner_of(current)
-    route.call = _prepared(current) if route.wrapped else bare
-    route.at_once = _prepared(sooner) if route.wrapped and sooner is not None else sooner
+    if route.wrapped:
+        prepared = _preparing(lined)
+        current = prepared(current)
+        sooner = None if sooner is None else prepared(sooner)
+    route.call, route.at_once = current, sooner
 
 
 def _bind(route: Route) -> Call:
@@ -190,12 +206,31 @@ def _bind(route: Route) -> Call:
     return bound
 
 
-def _prepared(call: Call) -> Call:
-    """Return ``call`` on a request to whose answer nothing is added yet."""
+def _preparing(lined: Sequence[Layer]) -> Callable[[Call], Call]:
+    """Return what has a call begin with the lines of these layers on the request (rule 3)."""
+    plain, secure = object(), object()
+    by_scheme = any(layer.by_scheme for layer in lined)
 
-    def prepared(request: Request) -> Any:
-        request.fields = b""
-        return call(request)
+    def found(request: Request, place: object) -> bytes:
+        lines = request.head.memo[place] = b"".join(layer.lines(request) for layer in lined)
+        return lines
+
+    def prepared(call: Call) -> Call:
+        if not lined:
+
+            def with_none(request: Request) -> Any:
+                request.fields = b""
+                return call(request)
+
+            return with_none
+
+        def with_lines(request: Request) -> Any:
+            place = secure if by_scheme and request.scheme == "https" else plain
+            lines = request.head.memo.get(place)
+            request.fields = found(request, place) if lines is None else lines
+            return call(request)
+
+        return with_lines
 
     return prepared
 

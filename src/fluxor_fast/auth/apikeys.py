@@ -219,13 +219,13 @@ class bearer_or_key(api_key):
     def known(self, request: Request) -> bool:
         """Look at the token, or into what is remembered of keys."""
         memo = request.head.memo
-        by_key: bool | None = memo.get(bearer_or_key)
-        if by_key is None:
+        token = memo.get(bearer_of)
+        if token is None:
             headers = request.headers
-            by_key = memo[bearer_or_key] = HEADER in headers and "authorization" not in headers
-        if by_key:
-            return super().known(request)
-        request.state["user"] = self._tokens_of(request).verify(bearer_of(request))
+            if _shown in memo or (HEADER in headers and "authorization" not in headers):
+                return super().known(request)
+            token = bearer_of(request)
+        request.state["user"] = self._tokens_of(request).verify(token)
         return True
 
 

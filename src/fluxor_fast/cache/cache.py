@@ -21,7 +21,9 @@ There are two tiers: the worker's own memory, and Redis where there is one, for 
 3. Errors are not cached, and neither is ``None``, unless ``none_ttl`` says for how long.
 4. A middleware around a cached handler runs for each request: who may not see it is not answered
    from the cache.
-5. A value is computed once at a time in a process (see ``flights``), for each key; with Redis once
+5. The memory has values as objects, for who calls the function, and as JSON, for the route whose
+   handler it is: what is known is not encoded again.
+6. A value is computed once at a time in a process (see ``flights``), for each key; with Redis once
    on all machines, as far as waiting for it is worthwhile (see ``remote``). A plain function that
    is called in the event loop never waits, and does not ask Redis: neither may block the loop.
 """
@@ -38,7 +40,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from hashlib import blake2b
-from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import orjson
@@ -47,7 +48,7 @@ from fluxor_fast.cache.flights import Flights
 from fluxor_fast.cache.memory import Generations, LocalGenerations, Memory, Stamp
 from fluxor_fast.cache.remote import DEAF_SECONDS, Found, Remote
 from fluxor_fast.composition import offer
-from fluxor_fast.http.response import encode_value
+from fluxor_fast.http.response import Json, encode_value
 from fluxor_fast.tasks import end
 
 if TYPE_CHECKING:
@@ -186,11 +187,11 @@ class Cache:
 
         def decorate(function: F) -> F:
             rule = _Rule(self._claim(function, name), ttl, none_ttl)
-            text_of = _texts(function, rule.prefix, key)
+            key_of = key or _arguments(function, rule.prefix)
             if inspect.iscoroutinefunction(function):
-                wrapper = self._coroutine(function, rule, text_of)
+                wrapper = self._coroutine(function, rule, key_of)
             else:
-                wrapper = self._plain(function, rule, text_of)
+                wrapper = self._plain(function, rule, key_of)
 
             async def forget(key: Any) -> None:
                 await self._forget(_text(rule.prefix, key))
@@ -209,22 +210,33 @@ class Cache:
 
     # coroutine functions
 
-    def _coroutine(self, function: Any, rule: _Rule, text_of: Callable[..., str]) -> Any:
-        def at_once(*args: Any, **kwargs: Any) -> Any:
-            text = text_of(*args, **kwargs)
-            entry = self._memory.get(text)
-            if entry is not None:
-                self._memory_hits += 1
-                return entry.value
+    def _coroutine(self, function: Any, rule: _Rule, key_of: Callable[..., Any]) -> Any:
+        prefix = rule.prefix
+
+        def computed(text: str, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
             return self._flights.run(
                 text,
                 lambda stamp: self._compute(text, stamp, rule, lambda: function(*args, **kwargs)),
             )
 
+        def at_once(*args: Any, **kwargs: Any) -> Any:
+            value = key_of(*args, **kwargs)
+            # the commonest, as ``_text`` has it
+            text = f"{prefix}:{value}" if type(value) is int else _text(prefix, value)
+            entry = self._memory.get(text)
+            if entry is not None:
+                self._memory_hits += 1
+                return entry.value[1]
+            return computed(text, *args, **kwargs)
+
         @wraps(function)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            found = at_once(*args, **kwargs)
-            return await found if iscoroutine(found) else found
+            text = _text(prefix, key_of(*args, **kwargs))
+            entry = self._memory.get(text)
+            if entry is not None:
+                self._memory_hits += 1
+                return entry.value[0]
+            return await computed(text, *args, **kwargs)
 
         offer(wrapper, at_once)  # to routes: what is known needs no task
         return wrapper
@@ -250,14 +262,14 @@ class Cache:
 
     # plain functions, in the event loop or in threads
 
-    def _plain(self, function: Any, rule: _Rule, text_of: Callable[..., str]) -> Any:
+    def _plain(self, function: Any, rule: _Rule, key_of: Callable[..., Any]) -> Any:
         @wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            text = text_of(*args, **kwargs)
+            text = _text(rule.prefix, key_of(*args, **kwargs))
             entry = self._memory.get(text)
             if entry is not None:
                 self._memory_hits += 1
-                return entry.value
+                return entry.value[0]
             stamp = self._memory.stamp(text)
             if _in_event_loop():
                 self._misses += 1
@@ -322,7 +334,8 @@ class Cache:
     def _take(self, text: str, stamp: Stamp, found: Found) -> Any:
         """Return what Redis had, and keep it."""
         self._redis_hits += 1
-        self._memory.put(text, found.value, found.seconds, found.size, stamp)
+        kept = found.value, _answer(found.value, found.body)
+        self._memory.put(text, kept, found.seconds, len(found.body), stamp)
         return found.value
 
     def _keep(self, text: str, stamp: Stamp, rule: _Rule, value: Any, body: bytes) -> bool:
@@ -332,7 +345,7 @@ class Cache:
             return False
         deaf = self._remote is not None and not self._remote.hears
         here = min(seconds, DEAF_SECONDS) if deaf else seconds
-        self._memory.put(text, value, here, len(body), stamp)
+        self._memory.put(text, (value, _answer(value, body)), here, len(body), stamp)
         return True
 
     # what is outdated
@@ -372,6 +385,11 @@ def _as_json(value: Any) -> tuple[Any, bytes]:
     return orjson.loads(body), body
 
 
+def _answer(value: Any, body: bytes) -> Any:
+    """Return what a route answers for ``value``: if that is its JSON it is ready (rule 5)."""
+    return Json(body) if type(value) is dict or type(value) is list else value
+
+
 def _in_event_loop() -> bool:
     """Whether an event loop runs in this thread."""
     return asyncio._get_running_loop() is not None
@@ -380,19 +398,8 @@ def _in_event_loop() -> bool:
 # keys
 
 
-def _texts(
-    function: Callable[..., Any], prefix: str, key: Callable[..., Any] | None
-) -> Callable[..., str]:
-    """Return what makes the text of a key of the arguments."""
-    if key is not None:
-        given = key
-
-        def text_of(*args: Any, **kwargs: Any) -> str:
-            value = given(*args, **kwargs)
-            # the commonest, as ``_text`` has it
-            return f"{prefix}:{value}" if type(value) is int else _text(prefix, value)
-
-        return text_of
+def _arguments(function: Callable[..., Any], prefix: str) -> Callable[..., Any]:
+    """Return what makes a key of the arguments of ``function``."""
     signature = inspect.signature(function)
     first = next(iter(signature.parameters.values()), None)
     if first is not None and (first.name == "request" or "Request" in str(first.annotation)):
@@ -400,12 +407,12 @@ def _texts(
             f"{prefix} takes a request: only you know what its answer depends on, so give a key"
         )
 
-    def text(*args: Any, **kwargs: Any) -> str:
+    def key_of(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return _text(prefix, (*bound.args, bound.kwargs) if bound.kwargs else bound.args)
+        return (*bound.args, bound.kwargs) if bound.kwargs else bound.args
 
-    return text
+    return key_of
 
 
 def _text(prefix: str, key: Any) -> str:

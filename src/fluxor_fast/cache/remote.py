@@ -71,10 +71,10 @@ return 1
 
 
 class Found(NamedTuple):
-    """A value, the bytes of its JSON, and for how many seconds it is good."""
+    """A value, its JSON, and for how many seconds it is good."""
 
     value: Any
-    size: int
+    body: bytes
     seconds: float
 
 
@@ -135,7 +135,7 @@ class Remote:
                 if isinstance(got, list):
                     body, left = got
                     try:
-                        return Found(orjson.loads(body), len(body), left / 1000)
+                        return Found(orjson.loads(body), body, left / 1000)
                     except orjson.JSONDecodeError:  # it is not ours
                         await self._redis.run(lambda client: client.delete(name))
                         continue

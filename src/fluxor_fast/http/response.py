@@ -1,7 +1,8 @@
 """Answers: from what a handler returns to the bytes on the wire.
 
-``to_response`` turns any value a handler may return into a ``Response``; ``encode_json`` and
-``encode_text`` are the short forms that the server takes for a dict and for text, with 200.
+``to_response`` turns any value a handler may return into a ``Response``; ``encode_json``,
+``encode_ready`` and ``encode_text`` are the short forms that the server takes for a dict, for
+``Json`` and for text, with 200.
 
 Rules kept here:
 
@@ -30,12 +31,15 @@ from fluxor_fast.http.grammar import BAD_VALUE, TOKEN
 __all__ = [
     "JSON",
     "JSON_OK",
+    "Json",
     "Response",
     "encode_json",
+    "encode_ready",
     "encode_text",
     "encode_value",
     "error_response",
     "header_line",
+    "json_response",
     "status_line",
     "to_response",
     "without",
@@ -45,6 +49,7 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
 
+_new = object.__new__
 _TOKEN = re.compile(TOKEN)
 _BAD_VALUE = re.compile(BAD_VALUE)
 _OWNED = {"content-length", "transfer-encoding", "connection", "date"}
@@ -87,10 +92,17 @@ def header_line(name: str, value: str) -> bytes:
 def without(lines: bytes, names: Iterable[str]) -> bytes:
     """Return ready header lines but for those named; ``Vary`` stays, as two of it are one list."""
     dropped = {name.lower().encode("latin-1") for name in names} - {b"vary"}
-    if not dropped:
+    lower = b"\n" + lines.lower()
+    if not any(b"\n%b:" % name in lower for name in dropped):  # the commonest
         return lines
     kept = lines.splitlines(keepends=True)
     return b"".join(line for line in kept if line.partition(b":")[0].lower() not in dropped)
+
+
+class Json(bytes):
+    """JSON that is ready, such as from a database: what a handler may return for 200."""
+
+    __slots__ = ()
 
 
 class Response:
@@ -179,6 +191,16 @@ class Response:
         return b"%b%b%b%b\r\n\r\n" % (start, lines, block, rid)
 
 
+def json_response(body: bytes) -> Response:
+    """Return the 200 answer with what is JSON already."""
+    response = _new(Response)
+    response.body = body
+    response.status = 200
+    response.content_type = JSON
+    response.headers = {}
+    return response
+
+
 def _default(value: Any) -> Any:
     """Encode what orjson does not know: pydantic models, msgspec structs, sets."""
     if hasattr(value, "model_dump"):
@@ -202,6 +224,11 @@ def encode_json(value: dict[str, Any], block: bytes, rid: bytes) -> bytes:
     return b"%b%d\r\n%b%b\r\n\r\n%b" % (JSON_OK, len(body), block, rid, body)
 
 
+def encode_ready(body: Json, block: bytes, rid: bytes) -> bytes:
+    """Return a 200 answer with what is JSON already, on a connection that is kept."""
+    return b"%b%d\r\n%b%b\r\n\r\n%b" % (JSON_OK, len(body), block, rid, body)
+
+
 def encode_text(value: str, block: bytes, rid: bytes) -> bytes:
     """Return a 200 answer with ``value`` as text, on a connection that is kept."""
     body = value.encode()
@@ -211,15 +238,17 @@ def encode_text(value: str, block: bytes, rid: bytes) -> bytes:
 def to_response(value: Any) -> Response:
     """Return the answer for what a handler returned.
 
-    ``Response`` as it is; ``(status, value)``; ``None`` is 204; ``str`` is text; ``bytes`` a byte
-    stream; dict, list, dataclass, numbers and models become JSON.
+    ``Response`` as it is; ``(status, value)``; ``None`` is 204; ``str`` is text; ``Json`` is JSON
+    already, other ``bytes`` a byte stream; dict, list, dataclass, numbers and models become JSON.
     """
     if type(value) is dict:  # the commonest
-        return Response.json(value)
+        return json_response(encode_value(value))
     if isinstance(value, Response):
         return value
     if value is None:
         return Response(status=204)
+    if isinstance(value, Json):
+        return json_response(value)
     if isinstance(value, str | bytes):
         return Response(value)
     if isinstance(value, tuple):

@@ -31,38 +31,47 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from math import inf
 from time import gmtime, monotonic, strftime, time
 from types import CoroutineType
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from fluxor_fast.errors import HTTPError
-from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import Response
+from fluxor_fast.http.request import Head, Request
+from fluxor_fast.http.response import Json, Response
 from fluxor_fast.observability.redaction import code_of
 from fluxor_fast.routing import Call, Kind, Route
 
 __all__ = ["AccessLog"]
 
-Format = Callable[[Request, int], str]
+Line = Callable[[Request, int], str]
+"""Makes the line of a request, given the status of its answer."""
+
+MOST_CLIENTS: Final = 4096
+"""Addresses whose texts are remembered."""
+_TENTHS: Final = [f"{tenths / 10:.1f}" for tenths in range(1000)]
 
 
-def _times(clock: Callable[[], float]) -> Callable[[], str]:
-    """Return a function that tells the time; one text serves all lines of a millisecond."""
-    last = -1
-    text = ""
+class _Form(NamedTuple):
+    """What stands around the values of a line, which are in the order of the fields."""
 
-    def stamp() -> str:
-        nonlocal last, text
-        now = int(clock() * 1000)
-        if now != last:
-            last = now
-            second, ms = divmod(now, 1000)
-            text = f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(second))}.{ms:03d}Z"
-        return text
+    time: str
+    method: str
+    path: str
+    status: str
+    ms: str
+    client: str
+    request_id: str
+    end: str
+    good: Callable[[str], bool]
+    """Whether a value can stand as it is."""
+    made_good: Callable[[str], str]
 
-    return stamp
+
+def _is_word(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def _word(text: str) -> str:
@@ -70,38 +79,72 @@ def _word(text: str) -> str:
     return "".join(one if "!" <= one <= "~" else code_of(one) for one in text) or "-"
 
 
-def _console(clock: Callable[[], float]) -> Format:
-    stamp = _times(clock)
-    name = f"INFO fluxor_fast.access[{os.getpid()}]"
-
-    def line(request: Request, status: int) -> str:
-        ms = (monotonic() - request.arrived) * 1e3
-        head = request.head
-        path, client, rid = head.path, request.client or "-", request.id
-        text = path + client + rid
-        if " " in text or not text.isascii() or not text.isprintable():
-            path, client, rid = map(_word, (path, client, rid))
-        return f"{stamp()} {name} {head.method} {path} {status} {ms:.1f}ms {client} {rid}\n"
-
-    return line
+def _console() -> _Form:
+    name = f" INFO fluxor_fast.access[{os.getpid()}] "
+    return _Form(
+        "", name, " ", " ", " ", "ms ", " ", "\n", lambda text: text != "" and _is_word(text), _word
+    )
 
 
-def _json(clock: Callable[[], float]) -> Format:
-    stamp = _times(clock)
+def _json() -> _Form:
     same = f'"level":"INFO","logger":"fluxor_fast.access","pid":{os.getpid()}'
+    return _Form(
+        '{"time":"', f'",{same},"method":"', '","path":"', '","status":', ',"ms":', ',"client":"',
+        '","request_id":"', '"}\n',
+        lambda text: _is_word(text) and '"' not in text and "\\" not in text,
+        lambda text: orjson.dumps(_word(text))[1:-1].decode(),
+    )  # fmt: skip
+
+
+def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], float]) -> Line:
+    """Return what makes lines of that form.
+
+    One text serves all of a millisecond, and what a head says is checked once for all its requests.
+    """
+    until, second, text = -inf, -1, ""  # how long it is this millisecond; the second, and its text
+    begin = ""  # the line up to the time
+    before_path, before_status, before_ms = form.path, form.status, form.ms
+    before_client, before_id, end = form.client, form.request_id, form.end
+    good, made_good, short = form.good, form.made_good, _TENTHS
+    known = object()
+    clients: dict[str, str] = {}
+
+    def begun(now: float) -> str:
+        nonlocal until, second, text, begin
+        ms = clock() * 1000
+        until = now + (1 - ms % 1) / 1000
+        is_second, ms_of = divmod(int(ms), 1000)
+        if is_second != second:
+            second, text = is_second, strftime("%Y-%m-%dT%H:%M:%S", gmtime(is_second))
+        begin = f"{form.time}{text}.{ms_of:03d}Z{form.method}"
+        return begin
+
+    def said_by(head: Head) -> tuple[str, str]:
+        path = head.path if good(head.path) else made_good(head.path)
+        rid = (head.request_id or b"").decode("latin-1")
+        said = head.memo[known] = (
+            f"{head.method}{before_path}{path}{before_status}",
+            rid if not rid or good(rid) else made_good(rid),
+        )
+        return said
+
+    def shown(client: str) -> str:
+        if len(clients) >= MOST_CLIENTS:
+            clients.clear()
+        text = clients[client] = client if good(client) else made_good(client)
+        return text
 
     def line(request: Request, status: int) -> str:
-        ms = (monotonic() - request.arrived) * 1e3
+        now = monotonic()
+        tenths = int((now - request.arrived) * 1e4 + 0.5)
         head = request.head
-        path, client, rid = head.path, request.client, request.id
-        text = path + client + rid
-        if '"' in text or "\\" in text or not text.isascii() or not text.isprintable():
-            path, client, rid = (
-                orjson.dumps(_word(one))[1:-1].decode() for one in (path, client, rid)
-            )
+        said, rid = head.memo.get(known) or said_by(head)
+        client = request.connection.client_of(head)
+        client = clients.get(client) or shown(client)
         return (
-            f'{{"time":"{stamp()}",{same},"method":"{head.method}","path":"{path}"'
-            f',"status":{status},"ms":{ms:.1f},"client":"{client}","request_id":"{rid}"}}\n'
+            f"{begin if now < until else begun(now)}{said}{status}{before_ms}"
+            f"{short[tenths] if tenths < 1000 else f'{tenths / 10:.1f}'}"
+            f"{before_client}{client}{before_id}{rid or request.rid.decode()}{end}"
         )
 
     return line
@@ -129,6 +172,8 @@ class AccessLog:
     :param write: takes a line.
     :param form: ``console`` or ``json``.
     :param sample: the share of requests that is logged, 0…1.
+    :param clock: what time it is, in seconds since 1970.
+    :param monotonic: the clock of ``Request.arrived``.
     """
 
     def __init__(
@@ -139,15 +184,17 @@ class AccessLog:
         *,
         chance: Callable[[], float] = random.random,
         clock: Callable[[], float] = time,
+        monotonic: Callable[[], float] = monotonic,
     ) -> None:
         self._write = write
-        self._line = (_json if form == "json" else _console)(clock)
+        self._line = _lines(_json() if form == "json" else _console(), clock, monotonic)
         self._sample = sample
         self._chance = chance
 
     def watch(self, routes: Iterable[Route]) -> None:
         """Log the requests of these routes from now on; to be called once, after composing."""
         note = self._note()
+        write, line, every = self._write, self._line, self._sample >= 1.0
 
         async def later(request: Request, value: Awaitable[Any]) -> Any:
             try:
@@ -165,7 +212,11 @@ class AccessLog:
                 except BaseException as error:
                     note(request, error)
                     raise
-                note(request, value)
+                kind = type(value)
+                if (kind is dict or kind is Json) and every:  # the commonest
+                    write(line(request, 200))
+                else:
+                    note(request, value)
                 return value
 
             return logged
@@ -180,9 +231,13 @@ class AccessLog:
                 except BaseException as error:
                     note(request, error)
                     raise
-                if type(value) is CoroutineType:
+                kind = type(value)
+                if (kind is dict or kind is Json) and every:
+                    write(line(request, 200))
+                elif kind is CoroutineType:
                     return later(request, value)
-                note(request, value)
+                else:
+                    note(request, value)
                 return value
 
             return logged

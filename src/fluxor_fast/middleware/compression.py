@@ -39,7 +39,7 @@ from typing import Any, ClassVar, Final, Protocol
 from fluxor_fast.composition import Layer
 from fluxor_fast.http.grammar import TOKEN
 from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import JSON, Response, encode_value, to_response
+from fluxor_fast.http.response import Json, Response, encode_value, to_response
 from fluxor_fast.http.streaming import StreamingResponse, close_iterator
 
 brotli: Any = None
@@ -159,9 +159,9 @@ class Compression(Layer):
         self.codings = tuple(codings)
         self.streams = streams
 
-    def begin(self, request: Request) -> Any:
+    def lines(self, request: Request) -> bytes:
         """Say that answers vary."""
-        request.fields += VARY
+        return VARY
 
     def finish(self, request: Request, value: Any) -> Any:
         """Compress what is worth it."""
@@ -174,11 +174,9 @@ class Compression(Layer):
         if coding is None:
             return value
         if type(value) is dict:
-            body = encode_value(value)
-            response = Response(body, content_type=JSON)
-            if self.minimum <= len(body) <= self.largest:
-                self._compress(response, coding)
-            return response
+            value = Json(encode_value(value))
+        if type(value) is Json and not self.minimum <= len(value) <= self.largest:
+            return value
         response = to_response(value)
         if response.streams:
             if self.streams and type(response) is StreamingResponse and _may(response):

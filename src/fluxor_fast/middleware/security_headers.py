@@ -2,8 +2,9 @@
 
 Rules:
 
-1. The lines are made once; on an answer they are bytes joined in.
-2. What an answer sets itself takes the place of ours: a page may have its own policy.
+1. The lines are made once, and joined in with those of other layers.
+2. What an answer sets itself takes the place of ours, as of all lines of layers: a page may have
+   its own policy.
 3. ``Strict-Transport-Security`` is sent over https only, where alone it counts (RFC 6797, 7.2),
    as ``Request.scheme`` says; or always, for a proxy that is not trusted with that word.
 4. There is no ``X-XSS-Protection``: browsers no longer have what it turned on, and it did harm.
@@ -17,11 +18,11 @@ first layer of a route costs.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from fluxor_fast.composition import Layer
 from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import Response, header_line
+from fluxor_fast.http.response import header_line
 
 __all__ = ["API_POLICY", "SecurityHeaders"]
 
@@ -69,23 +70,10 @@ class SecurityHeaders(Layer):
             subdomains = "; includeSubDomains" if hsts_subdomains else ""
             strict = header_line("Strict-Transport-Security", f"max-age={hsts}{subdomains}")
             made["strict-transport-security"] = strict
-        self._lines = made
         self._secure = b"".join(made.values())
         self._plain = self._secure if hsts_always else self._secure.removesuffix(strict)
-        self._asks = self._plain != self._secure
+        self.by_scheme = self._plain != self._secure
 
-    def begin(self, request: Request) -> Any:
-        """Add the lines to whatever the answer will be."""
-        if self._asks and request.scheme == "https":
-            request.fields += self._secure
-        else:
-            request.fields += self._plain
-
-    def finish(self, request: Request, value: Any) -> Any:
-        """Take back what the answer sets itself (rule 2)."""
-        if isinstance(value, Response) and value.headers:
-            for name in value.headers:
-                line = self._lines.get(name.lower())
-                if line is not None:
-                    request.fields = request.fields.replace(line, b"", 1)
-        return value
+    def lines(self, request: Request) -> bytes:
+        """Return the headers."""
+        return self._secure if self.by_scheme and request.scheme == "https" else self._plain

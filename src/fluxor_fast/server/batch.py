@@ -32,7 +32,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import Response, encode_json, encode_text, to_response
+from fluxor_fast.http.response import Response, encode_json, encode_text
 from fluxor_fast.routing import Kind, Priority, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
 from fluxor_fast.server.leaving import LARGE
@@ -380,13 +380,11 @@ class BatchRunner(Running):
                             if now >= until:
                                 break
                             continue
-                    if kind is dict and head.plain and keep:
-                        status = 200
-                        answer = encode_json(value, self._block_for(request), rid)
+                    found = self._encoded(request, value)
+                    if type(found) is tuple:
+                        status, answer = found
                     else:
-                        response = to_response(value)
-                        status = response.status
-                        answer = None if response.streams else self._encode(request, response)
+                        status, answer = 0, None
                 except (Exception, asyncio.CancelledError) as error:
                     status, answer = self._failure(request, error)
                 except BaseException:  # it ends the loop, or should
@@ -401,7 +399,7 @@ class BatchRunner(Running):
                 others += 1
                 now = monotonic()
                 if answer is None:
-                    self._launch(request, response)
+                    self._launch(request, found)  # type: ignore[arg-type]
                 else:
                     self._leave_soon(request, status, answer)
                 if now >= until:

@@ -19,12 +19,20 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.failure import failure
 from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import Response, error_response, without
+from fluxor_fast.http.response import (
+    Json,
+    Response,
+    encode_json,
+    encode_ready,
+    error_response,
+    to_response,
+    without,
+)
 from fluxor_fast.routing import Route
 from fluxor_fast.server.admission import SharedLimit
 from fluxor_fast.server.counters import Counters
@@ -172,21 +180,51 @@ class Leaving:
             return CLOSE
         return b"" if head.http_11 else b"Connection: keep-alive\r\n"
 
-    def _block_for(self, request: Request) -> bytes:
-        """Return the ready lines for the answer, with what middleware has added."""
+    def _block_for(self, request: Request, response: Response | None = None) -> bytes:
+        """Return the ready lines for the answer, with what middleware has added.
+
+        :param response: the answer, if it may have headers of its own.
+        """
         if not request.head.route.wrapped:
             return self.block
         try:
-            return request.fields + self.block
+            lines = request.fields
         except AttributeError:  # it never came to its middleware
             return self.block
+        if response is not None and response.headers:  # these count, not ours
+            lines = without(lines, response.headers)
+        return lines + self.block
+
+    def _encoded(self, request: Request, value: Any) -> tuple[int, bytes] | Response:
+        """Return status and bytes of the answer for what a handler returned.
+
+        One that sends its body itself, or upgrades, is returned as it is.
+        """
+        head = request.head
+        kind = type(value)
+        if (kind is dict or kind is Json or kind is Response) and head.plain and not self.draining:
+            if not head.route.wrapped:
+                block = self.block
+            elif kind is Response and value.headers:
+                block = self._block_for(request, value)
+            else:
+                block = request.fields + self.block
+            if kind is dict:
+                return 200, encode_json(value, block, request.rid)
+            if kind is Json:
+                return 200, encode_ready(value, block, request.rid)
+            return value.status, value.encode(block, request.rid)
+        response = to_response(value)
+        if response.streams or response.upgrades:
+            return response
+        return response.status, self._encode(request, response)
 
     def _encode(self, request: Request, response: Response) -> bytes:
         if request.head.plain and not self.draining:  # so there is no source either
-            return response.encode(self._block_for(request), request.rid)
+            return response.encode(self._block_for(request, response), request.rid)
         ends = request.source is not None and request.source.settle()
         return response.encode(
-            self._block_for(request),
+            self._block_for(request, response),
             request.rid,
             connection=CLOSE if ends else self._connection_line(request),
             head_only=request.head.method == "HEAD",
@@ -195,12 +233,9 @@ class Leaving:
     def _failure(self, request: Request, error: BaseException) -> tuple[int, bytes]:
         """Return the answer for what a handler raised; what was not on purpose is logged."""
         if isinstance(error, HTTPError):
-            added = getattr(request, "fields", b"")  # it may not have come to its middleware
             try:
-                request.fields = without(added, error.headers)
                 return error.status, self._encode(request, error_response(error))
             except Exception as fault:  # its headers or details cannot be sent
-                request.fields = added
                 error = fault
         response = failure(log, request.method, request.path, request.id, error)
         return 500, self._encode(request, response)

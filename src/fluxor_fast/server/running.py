@@ -30,7 +30,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from fluxor_fast.http.request import CURRENT, Request
-from fluxor_fast.http.response import Response, encode_json, to_response
+from fluxor_fast.http.response import Response
 from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.http.upgrade import Upgrade
 from fluxor_fast.routing import Call, Kind, Route
@@ -145,6 +145,7 @@ class Running(Leaving):
                     self._begin(group)
             finally:  # a handler may have raised what ends the loop
                 self._starting = False
+                CURRENT.set(None)
                 if self._answers:
                     self._leave_all()
                 self.counters.accepted += started
@@ -173,26 +174,19 @@ class Running(Leaving):
     def _try(self, request: Request, at_once: Call) -> bool:
         """Answer, if the answer is known, and return that it was; else have a task find it out."""
         request.rid = request.head.request_id or self._next_id()
-        current = CURRENT.set(request)
+        CURRENT.set(request)
         try:
             value = at_once(request)
-            if type(value) is dict and request.head.plain and not self.draining:
-                status = 200
-                answer = encode_json(value, self._block_for(request), request.rid)
-            elif type(value) is CoroutineType:
+            if type(value) is CoroutineType:
                 self._launch(request, going=value)
                 return False
-            else:
-                response = to_response(value)
-                if response.streams:
-                    self._launch(request, going=_known(response))
-                    return False
-                status = response.status
-                answer = self._encode(request, response)
+            found = self._encoded(request, value)
+            if type(found) is not tuple:
+                self._launch(request, going=_known(found))  # type: ignore[arg-type]
+                return False
+            status, answer = found
         except (Exception, asyncio.CancelledError) as error:
             status, answer = self._failure(request, error)
-        finally:
-            CURRENT.reset(current)
         self._leave_soon(request, status, answer)
         return True
 
@@ -319,31 +313,27 @@ class Running(Leaving):
                         self._free()
                     self._served()
                     return
-            if type(value) is dict and head.plain and not self.draining:
-                status = 200
-                answer = encode_json(value, self._block_for(request), request.rid)
-            else:
-                response = value if isinstance(value, Response) else to_response(value)
-                if response.upgrades:
-                    if slot:
-                        slot = False
-                        self._free()
-                    await self._switch(request, response)  # type: ignore[arg-type]
+            found = self._encoded(request, value)
+            if type(found) is tuple:
+                status, answer = found
+            elif isinstance(found, BodySender):
+                status = found.status
+                order = connection.order
+                if slot and (not found.keeps_slot or (order and order[0] is not request)):
+                    slot = False
+                    self._free()
                     self.schedule()
-                    return
-                status = response.status
-                if isinstance(response, BodySender):
-                    order = connection.order
-                    if slot and (not response.keeps_slot or (order and order[0] is not request)):
-                        slot = False
-                        self._free()
-                        self.schedule()
-                    writer = AnswerWriter(request, response)
-                    block, line = self._block_for(request), self._connection_line(request)
-                    answer = await writer.run(block, line)
-                    began = writer.began
-                else:
-                    answer = self._encode(request, response)
+                writer = AnswerWriter(request, found)
+                block = self._block_for(request, found)
+                answer = await writer.run(block, self._connection_line(request))
+                began = writer.began
+            else:
+                if slot:
+                    slot = False
+                    self._free()
+                await self._switch(request, found)  # type: ignore[arg-type]
+                self.schedule()
+                return
         except BaseException as error:
             if is_cancelled(error) or not isinstance(error, Exception | asyncio.CancelledError):
                 if slot:
