@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import orjson
 
@@ -30,7 +30,6 @@ from fluxor_fast.http.grammar import BAD_VALUE, TOKEN
 
 __all__ = [
     "JSON",
-    "JSON_OK",
     "Json",
     "Response",
     "encode_json",
@@ -58,14 +57,28 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 
-JSON_OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
-"""Head of the commonest answer, up to the value of its length."""
-TEXT_OK = JSON_OK.replace(JSON.encode(), TEXT.encode())
+END: Final = b"\r\n\r\n"
+_LENGTHS: Final = [b"Content-Length: %d\r\n" % length for length in range(2048)]
+# to join what is ready takes a third of the time of formatting a number into it
+_OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: "
+_JSON_STARTS: Final = [b"%b%b\r\n%b" % (_OK, JSON.encode(), length) for length in _LENGTHS]
+_TEXT_STARTS: Final = [b"%b%b\r\n%b" % (_OK, TEXT.encode(), length) for length in _LENGTHS]
+"""Starts of the commonest answers, by the lengths of their bodies."""
 
 
 def status_line(status: int) -> bytes:
     """Return the first line of an answer."""
     return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n".encode()
+
+
+def _length_line(length: int) -> bytes:
+    return _LENGTHS[length] if length < 2048 else b"Content-Length: %d\r\n" % length
+
+
+def _json_start(length: int) -> bytes:
+    if length < 2048:
+        return _JSON_STARTS[length]
+    return b"%b%b\r\n%b" % (_OK, JSON.encode(), _length_line(length))
 
 
 @lru_cache(256)
@@ -165,18 +178,8 @@ class Response:
         start = _start(status, self.content_type)
         for name, value in self.headers.items():
             start += header_line(name, value)
-        if head_only:
-            body, length = b"", len(body)
-        else:
-            length = len(body)
-        return b"%bContent-Length: %d\r\n%b%b%b\r\n\r\n%b" % (
-            start,
-            length,
-            connection,
-            block,
-            rid,
-            body,
-        )
+        length = _length_line(len(body))
+        return b"".join((start, length, connection, block, rid, END, b"" if head_only else body))
 
     @property
     def bodiless(self) -> bool:
@@ -218,21 +221,31 @@ def encode_value(value: Any) -> bytes:
     return orjson.dumps(value, _default)
 
 
-def encode_json(value: dict[str, Any], block: bytes, rid: bytes) -> bytes:
-    """Return a 200 answer with ``value`` as JSON, on a connection that is kept."""
+def encode_json(value: dict[str, Any], block: bytes, rid: bytes, lines: bytes = b"") -> bytes:
+    """Return a 200 answer with ``value`` as JSON, on a connection that is kept.
+
+    :param lines: further header lines, ready made.
+    """
     body = orjson.dumps(value, _default)
-    return b"%b%d\r\n%b%b\r\n\r\n%b" % (JSON_OK, len(body), block, rid, body)
+    length = len(body)
+    if length < 2048:
+        return b"".join((_JSON_STARTS[length], lines, block, rid, END, body))
+    return b"".join((_json_start(length), lines, block, rid, END, body))
 
 
-def encode_ready(body: Json, block: bytes, rid: bytes) -> bytes:
-    """Return a 200 answer with what is JSON already, on a connection that is kept."""
-    return b"%b%d\r\n%b%b\r\n\r\n%b" % (JSON_OK, len(body), block, rid, body)
+def encode_ready(body: Json, block: bytes, rid: bytes, lines: bytes = b"") -> bytes:
+    """Return a 200 answer with what is JSON already, as ``encode_json``."""
+    return b"".join((_json_start(len(body)), lines, block, rid, END, body))
 
 
 def encode_text(value: str, block: bytes, rid: bytes) -> bytes:
     """Return a 200 answer with ``value`` as text, on a connection that is kept."""
     body = value.encode()
-    return b"%b%d\r\n%b%b\r\n\r\n%b" % (TEXT_OK, len(body), block, rid, body)
+    length = len(body)
+    if length < 2048:
+        return b"".join((_TEXT_STARTS[length], block, rid, END, body))
+    start = b"%b%b\r\n%b" % (_OK, TEXT.encode(), _length_line(length))
+    return b"".join((start, block, rid, END, body))
 
 
 def to_response(value: Any) -> Response:

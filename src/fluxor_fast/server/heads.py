@@ -50,7 +50,7 @@ _REQUEST_LINE = re.compile(
     rb"(%b) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])\r\n" % TOKEN.encode()
 )
 _HOST = re.compile(
-    rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})*+))"
+    rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})*))"
     rb"(?::([0-9]{0,5}))?"
 )
 _PLAIN_HOST = re.compile(rb"[A-Za-z0-9\-._]+(?::[0-9]{1,4})?").fullmatch  # most are: it is cheap
@@ -85,14 +85,15 @@ _MEANT_LINE = _named(
 )
 """A field that says something, in its plain form, and none of its name before: ``(?(1)(?!))``
 fails once group 1 has matched. A line that is neither this nor the other ends the match: as no
-line can be read two ways there is nothing to try again, and time is linear."""
+line can be read two ways, what is tried again fails at its first letters, and time is linear."""
 _PLAIN_LINE = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE) (/[\x21\x24-\x3e\x40-\x7e]*+)(?:\?([\x21\x24-\x7e]*+))?+"
     rb" HTTP/1\.1\r\n"
 ).match
 _PLAIN_FIELDS = re.compile(
-    # no group within a possessive loop: CPython before 3.13 can take its span for another's
-    rb"(?:%b)*+(?:%b(?:%b)*+)*\r\n" % (_OTHER_LINE, _MEANT_LINE, _OTHER_LINE)
+    # not possessive: in CPython before 3.11.4 such a loop of lines fails where there are none, and
+    # before 3.13 a group within one can have the span of another
+    rb"(?:%b)*(?:%b(?:%b)*)*\r\n" % (_OTHER_LINE, _MEANT_LINE, _OTHER_LINE)
 ).fullmatch
 
 

@@ -203,17 +203,11 @@ class Leaving:
         head = request.head
         kind = type(value)
         if (kind is dict or kind is Json or kind is Response) and head.plain and not self.draining:
-            if not head.route.wrapped:
-                block = self.block
-            elif kind is Response and value.headers:
-                block = self._block_for(request, value)
-            else:
-                block = request.fields + self.block
-            if kind is dict:
-                return 200, encode_json(value, block, request.rid)
-            if kind is Json:
-                return 200, encode_ready(value, block, request.rid)
-            return value.status, value.encode(block, request.rid)
+            if kind is Response:
+                return value.status, value.encode(self._block_for(request, value), request.rid)
+            lines = request.fields if head.route.wrapped else b""
+            encode = encode_json if kind is dict else encode_ready
+            return 200, encode(value, self.block, request.rid, lines)
         response = to_response(value)
         if response.streams or response.upgrades:
             return response
