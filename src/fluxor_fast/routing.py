@@ -67,6 +67,7 @@ class Route:
     ``contract`` is what it was declared to take and answer, if it was.
     ``stream``: it is called when the head of the request is complete, and reads the body itself.
     ``buffered``: …but a body that came in one with its head it may be given whole.
+    ``normal``: it waits for nothing but the processor, and goes by the limit that most go by.
     ``websocket``: it may answer an offer of a WebSocket with an ``Upgrade``.
     ``wrapped``: there is middleware around it, which may add to its answers.
     ``at_once``: for a coroutine function that mostly has its answer already, what gives that answer
@@ -84,6 +85,7 @@ class Route:
         "max_body",
         "max_in_flight",
         "method",
+        "normal",
         "path",
         "priority",
         "stream",
@@ -116,6 +118,7 @@ class Route:
         self.priority = priority
         self.max_body = max_body
         self.max_in_flight = max_in_flight
+        self.normal = kind is Kind.SYNC and priority is Priority.NORMAL and max_in_flight is None
         self.contract = contract
         self.arguments = arguments
         self.stream = stream

@@ -119,6 +119,8 @@ class HttpProtocol(Answering):
                 if not runner.arrivals:
                     runner.schedule()
                 runner.arrivals.append(request)
+                if not head.common:
+                    runner.mixed = True
                 return
             if not self._closing and self._take_heads(data, head):
                 return
@@ -157,8 +159,7 @@ class HttpProtocol(Answering):
             if not head.quick:
                 return False
             request = self.current = Request(head, b"", self)
-            self.runner.arrivals.append(request)
-            self.runner.schedule()
+            self.runner.arrive(request)
             return True
         several = self._cached.get(data[:stop])
         if several is not None and several.length > 0:
@@ -178,8 +179,7 @@ class HttpProtocol(Answering):
         requests = [Request(head, b"", self) for head in found]
         self.current = requests[0]
         self.order = deque(requests)
-        self.runner.arrivals.extend(requests)
-        self.runner.schedule()
+        self.runner.arrive(*requests)
         return True
 
     def _take_whole(self, head: Head, body: bytes) -> bool:
@@ -192,8 +192,7 @@ class HttpProtocol(Answering):
             return False
         self._held = head.length
         request = self.current = Request(gathered, body, self)
-        self.runner.arrivals.append(request)
-        self.runner.schedule()
+        self.runner.arrive(request)
         return True
 
     def eof_received(self) -> bool:
@@ -318,8 +317,7 @@ class HttpProtocol(Answering):
             self.order.append(request)
         if not head.keep_alive and body is not None:
             self._closing = True
-        self.runner.arrivals.append(request)
-        self.runner.schedule()
+        self.runner.arrive(request)
 
     def _refuse(self, error: HTTPError) -> None:
         """Answer what cannot be read, behind what is owed, and close."""
