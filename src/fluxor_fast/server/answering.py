@@ -69,12 +69,13 @@ class Answering(Connection):
             self.transport.write(answer)
             self._answered(request)
             return
-        request.answer = answer
         if order[0] is not request:
+            request.answer = answer
             return
-        last = request
+        last = order.popleft()
         out = self._out
         first = not out
+        out.append(answer)
         while order and order[0].answer is not None:
             last = order.popleft()
             out.append(last.answer)  # type: ignore[arg-type]

@@ -151,13 +151,13 @@ class BatchRunner(Running):
 
     # what protocols call
 
-    def arrive(self, *requests: Request) -> None:
-        """Take requests in; they are admitted in the next turn."""
-        self.arrivals += requests
-        for request in requests:
-            if not request.head.common:
-                self.mixed = True
-        self.schedule()
+    def arrive(self, request: Request) -> None:
+        """Take a request in; it is admitted in the next turn."""
+        if not self.arrivals:
+            self.schedule()
+        self.arrivals.append(request)
+        if not request.head.common:
+            self.mixed = True
 
     def schedule(self) -> None:
         """Have a turn soon."""

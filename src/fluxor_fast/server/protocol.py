@@ -164,9 +164,12 @@ class HttpProtocol(Answering):
         several = self._cached.get(data[:stop])
         if several is not None and several.length > 0:
             return stop + several.length == len(data) and self._take_whole(several, data[stop:])
+        runner = self.runner
         found, at = [], 0
         while several is not None and several.quick:
             found.append(several)
+            if not several.common:
+                runner.mixed = True
             at = stop
             if at == len(data):
                 break
@@ -179,7 +182,8 @@ class HttpProtocol(Answering):
         requests = [Request(head, b"", self) for head in found]
         self.current = requests[0]
         self.order = deque(requests)
-        self.runner.arrive(*requests)
+        runner.arrivals += requests
+        runner.schedule()
         return True
 
     def _take_whole(self, head: Head, body: bytes) -> bool:
