@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from fluxor_fast import App, HTTPError, Request
 from fluxor_fast.http.response import Response
+from fluxor_fast.middleware import access_log
 from fluxor_fast.middleware.access_log import MOST_CLIENTS, AccessLog
 from fluxor_fast.routing import Kind, Route
 from tests.support.inprocess import in_loop, serving
@@ -230,3 +232,48 @@ def test_a_dict_stays_a_dict_so_that_the_short_way_stays_open() -> None:
     route = Route("GET", "/", lambda request: {"a": 1}, kind=Kind.SYNC)
     AccessLog([].append, sample=0.0).watch([route])
     assert route.call(make_request("GET", "/", route=route)) == {"a": 1}
+
+
+def logged_within(monkeypatch: pytest.MonkeyPatch, second_line_at: int) -> list[str]:
+    """Log three times, the last time from another thread while a text of the time is made."""
+    lines: list[str] = []
+    route = Route("GET", "/", lambda request: {}, kind=Kind.BLOCKING)
+    wall = iter([1_700_000_000.0, 1_700_003_600.0, 1_700_003_600.0])
+    now = [0.0]
+    AccessLog(lines.append, "json", clock=wall.__next__, monotonic=lambda: now[0]).watch([route])
+    made = 0
+
+    def gmtime(seconds: int) -> Any:
+        nonlocal made
+        made += 1
+        if made == second_line_at:  # where the interpreter may change threads
+            other = threading.Thread(target=ask)
+            other.start()
+            other.join()
+        return real(seconds)
+
+    def ask() -> None:
+        request = make_request("GET", "/", route=route)
+        request.rid, request.arrived = b"rid", now[0]
+        route.call(request)
+
+    real = access_log.gmtime
+    monkeypatch.setattr(access_log, "gmtime", gmtime)
+    ask()
+    now[0] = 3600.0
+    ask()
+    return lines
+
+
+def test_a_line_has_a_beginning_while_another_thread_makes_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for line in logged_within(monkeypatch, 1):
+        json.loads(line)
+
+
+def test_a_line_has_not_the_time_of_long_ago_while_another_thread_makes_the_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = [json.loads(line)["time"] for line in logged_within(monkeypatch, 2)]
+    assert times == ["2023-11-14T22:13:20.000Z"] + ["2023-11-14T23:13:20.000Z"] * 2

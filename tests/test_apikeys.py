@@ -289,3 +289,30 @@ def test_invented_prefixes_push_out_no_real_key(monkeypatch: pytest.MonkeyPatch)
         assert source.keys.remembered(key[:20], digest(key)) is not None
 
     run(main())
+
+
+def test_the_token_counts_though_another_layer_has_read_the_key() -> None:
+    text, prefix, hashed = new_key()
+    of_key = Claims(1, "key@example.org", (), 0, 2**40)
+    tokens = Tokens(b"k" * 32, 3600)
+
+    async def stored(wanted: str) -> StoredKey | None:
+        return StoredKey(ApiKey(1, prefix, "x", "standard", of_key, None), hashed)
+
+    async def main() -> None:
+        keys = ApiKeys(stored)
+        both = (api_key(lambda r: keys), bearer_or_key(lambda r: tokens, lambda r: keys))
+        app = App()
+
+        @app.get("/", middleware=both)
+        async def who(request: Request) -> dict[str, int]:
+            return {"user": request.state["user"].user_id}
+
+        token = tokens.issue(2, "a@example.org", ["user"])
+        headers = {"X-API-Key": text, "Authorization": f"Bearer {token}"}
+        asker = Asker(app)
+        assert document(await asker.ask("GET", "/", headers=headers)) == {"user": 2}
+        headers["Authorization"] = "Bearer nonsense"
+        assert (await asker.ask("GET", "/", headers=headers)).status == 401
+
+    run(main())

@@ -12,7 +12,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from fluxor_fast import App, HTTPError, Request, StreamingResponse
+from fluxor_fast import App, HTTPError, Request, Response, StreamingResponse
+from fluxor_fast.middleware.rate_limit import RateLimit
+from fluxor_fast.middleware.security_headers import SecurityHeaders
 from tests.support.inprocess import in_loop, until
 
 
@@ -173,3 +175,26 @@ async def test_a_client_that_goes_away_ends_an_answer_in_pieces() -> None:
     await task
     assert log == ["began", "closed"]
     assert sent == ["http.response.start", "http.response.body"]
+
+
+@in_loop
+async def test_lines_of_middleware_are_on_answers_of_every_kind() -> None:
+    app, _ = make_app()
+    app.add_middleware(SecurityHeaders())
+    app.add_middleware(RateLimit(1000))
+
+    @app.get("/own")
+    def own(request: Request) -> Response:
+        return Response("x", headers={"X-Frame-Options": "SAMEORIGIN"})
+
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+        for path, status in (
+            ("/items/a", 200), ("/blocking", 200), ("/stream", 200), ("/teapot", 418),
+            ("/boom", 500), ("/nothing", 404), ("/own", 200),
+        ):  # fmt: skip
+            answer = await client.get(path)
+            assert answer.status_code == status
+            frames = "SAMEORIGIN" if path == "/own" else "DENY"
+            assert answer.headers.get_list("x-frame-options") == [frames], path
+            assert "ratelimit" in answer.headers, path

@@ -19,12 +19,13 @@ from fluxor_fast.auth.tokens import Claims, Tokens
 from fluxor_fast.cache import Cache
 from fluxor_fast.composition import Layer
 from fluxor_fast.config import Settings
+from fluxor_fast.http.request import CURRENT
 from fluxor_fast.middleware.access_log import AccessLog
 from fluxor_fast.middleware.compression import Compression
 from fluxor_fast.middleware.etag import ETag
 from fluxor_fast.middleware.recovery import Recovery
 from fluxor_fast.middleware.security_headers import SecurityHeaders
-from tests.support.inprocess import in_loop, serving
+from tests.support.inprocess import head, in_loop, serving
 
 PLEASE = "X-Word: please"
 
@@ -331,3 +332,66 @@ async def test_what_is_known_and_large_is_compressed() -> None:
             answer = await client.get("/users/7", "Accept-Encoding: gzip")
             assert answer.headers["content-encoding"] == "gzip"
             assert gzip.decompress(answer.body) == plain_one.body
+
+
+class Stamped(Layer):
+    """Adds to what the handler says, without changing it."""
+
+    def finish(self, request: Request, value: Any) -> Any:
+        return {**value, "for": request.path} if isinstance(value, dict) else value
+
+
+@in_loop
+async def test_a_layer_gets_what_is_known_as_it_gets_what_is_computed() -> None:
+    app, cache = App(), Cache()
+
+    @app.get("/", middleware=[Stamped()])
+    @cache.cached(ttl=60, key=lambda request: 1)
+    async def handler(request: Request) -> dict[str, int]:
+        return {"a": 1}
+
+    async with serving(app) as server:
+        client = await server.connect()
+        bodies = [(await client.get()).json() for _ in range(2)]
+    assert bodies == [{"a": 1, "for": "/"}] * 2
+
+
+@in_loop
+async def test_no_request_is_the_current_one_in_a_turn_after_a_known_answer() -> None:
+    """The log would have lines of synchronous handlers under the id of another request."""
+    app, cache = App(), Cache()
+    current: list[Any] = []
+
+    @app.get("/known")
+    @cache.cached(ttl=60, key=lambda request: 1)
+    async def known(request: Request) -> dict[str, int]:
+        return {"a": 1}
+
+    gate = asyncio.Event()
+
+    @app.get("/slow")
+    async def slow(request: Request) -> dict[str, int]:
+        await gate.wait()
+        return {"a": 1}
+
+    @app.get("/sync")
+    def sync(request: Request) -> dict[str, int]:
+        current.append(CURRENT.get())
+        return {"a": 1}
+
+    async with serving(app) as server:
+        one, other = await server.connect(), await server.connect()
+        await one.get("/known")
+        await other.get("/sync")
+        for turns in range(20):
+            gate.clear()
+            # the first is answered though another is owed behind it: that asks for a turn
+            await one.send(head("/known") + head("/slow"))
+            for _ in range(turns % 10):
+                await asyncio.sleep(0)
+            await other.send(head("/sync"))
+            await other.answer()
+            gate.set()
+            await one.answer()
+            await one.answer()
+    assert current == [None] * 21

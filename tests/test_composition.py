@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from fluxor_fast import App, HTTPError, Json, Request, StreamingResponse
+from fluxor_fast.asgi.serve import AsgiApp
 from fluxor_fast.composition import Layer
 from fluxor_fast.errors import RouteError
 from fluxor_fast.http.response import Response, header_line
 from fluxor_fast.middleware.body_limit import BodyLimit
 from fluxor_fast.middleware.compression import Compression
+from fluxor_fast.middleware.cors import CORS
 from fluxor_fast.middleware.security_headers import SecurityHeaders
 from fluxor_fast.middleware.trusted_hosts import TrustedHosts
 from fluxor_fast.routing import Kind
-from tests.support.inprocess import in_loop, post, serving
+from tests.support.inprocess import head, in_loop, post, serving
 from tests.support.pure import make_request
 
 
@@ -394,3 +396,113 @@ async def test_a_body_limit_is_the_servers_own_and_a_routes_max_body_comes_first
 def test_a_prefix_begins_with_a_slash_and_ends_without(prefix: str) -> None:
     with pytest.raises(RouteError):
         App().group(prefix)
+
+
+async def framed(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI application that says itself where it may be framed."""
+    more = scope["path"] == "/stream"
+    fields = [(b"x-frame-options", b"SAMEORIGIN"), (b"content-length", b"4")]
+    await send({"type": "http.response.start", "status": 200, "headers": fields})
+    await send({"type": "http.response.body", "body": b"do", "more_body": True} if more else
+               {"type": "http.response.body", "body": b"done"})  # fmt: skip
+    if more:
+        await send({"type": "http.response.body", "body": b"ne"})
+
+
+def watched(call_next: Any, route: Any) -> Any:
+    async def around(request: Request) -> Any:
+        return await call_next(request)
+
+    return around
+
+
+@pytest.mark.parametrize("path", ["/", "/stream"])
+@pytest.mark.parametrize("middleware", [CORS(["*"]), watched])
+@in_loop
+async def test_an_asgi_application_with_middleware_is_served(middleware: Any, path: str) -> None:
+    app = AsgiApp(framed)
+    app.add_middleware(middleware)
+    async with serving(app) as server:
+        answer = await (await server.connect()).get(path)
+        assert (answer.status, answer.body) == (200, b"done")
+
+
+@pytest.mark.parametrize("path", ["/", "/stream"])
+@in_loop
+async def test_what_an_asgi_application_says_takes_the_place_of_lines(path: str) -> None:
+    app = AsgiApp(framed)
+    app.add_middleware(SecurityHeaders())
+    async with serving(app) as server:
+        answer = await (await server.connect()).get(path)  # a field that comes twice fails there
+        assert answer.status == 200
+        assert answer.headers["x-frame-options"] == "SAMEORIGIN"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+class Session(Layer):
+    def begin(self, request: Request) -> Any:
+        request.fields += header_line("Set-Cookie", "session=1; HttpOnly")
+
+
+@in_loop
+async def test_a_cookie_of_a_layer_is_there_beside_one_of_the_answer() -> None:
+    app = App()
+    app.add_middleware(Session())
+    app.get("/")(lambda request: Response("x", headers={"Set-Cookie": "theme=dark"}))
+    async with serving(app) as server:
+        client = await server.connect()
+        await client.send(head())
+        while b"\r\n\r\nx" not in client.buffer:
+            assert await client._more()
+    assert client.buffer.count(b"Set-Cookie: theme=dark\r\n") == 1
+    assert client.buffer.count(b"Set-Cookie: session=1; HttpOnly\r\n") == 1
+
+
+@pytest.mark.parametrize("middleware", [(), (SecurityHeaders(),)])
+@in_loop
+async def test_a_stream_whose_headers_cannot_be_sent_is_closed(middleware: Any) -> None:
+    closed: list[bool] = []
+
+    class Pieces:
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self
+
+        async def __anext__(self) -> bytes:
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    app = App()
+
+    @app.get("/", middleware=middleware)
+    async def stream(request: Request) -> StreamingResponse:
+        return StreamingResponse(Pieces(), headers={"X-\u2603": "1"})
+
+    async with serving(app) as server:
+        assert (await (await server.connect()).get()).status == 500
+    assert closed == [True]
+
+
+class Inside(CORS):
+    """As ``TrustedHosts`` does it: not on some routes."""
+
+    def __call__(self, call_next: Any, route: Any) -> Any:
+        return call_next if route.path.startswith("/internal") else super().__call__(
+            call_next, route
+        )  # fmt: skip
+
+
+@in_loop
+async def test_a_layer_that_declines_a_route_adds_no_lines_there() -> None:
+    app = App()
+    app.add_middleware(Inside(["https://a.example"], credentials=True))
+    app.get("/internal")(lambda request: {})
+    app.get("/public")(lambda request: {})
+    async with serving(app) as server:
+        client = await server.connect()
+        answers = [
+            await client.get(path, "Origin: https://a.example") for path in ("/public", "/internal")
+        ]
+    there = ["access-control-allow-origin" in answer.headers for answer in answers]
+    assert there == [True, False]

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from fluxor_fast import HTTPError, Json, Response
 from fluxor_fast.http import response
-from fluxor_fast.http.response import encode_json, encode_ready, error_response, to_response
+from fluxor_fast.http.response import (
+    encode_json,
+    encode_ready,
+    encode_text,
+    error_response,
+    to_response,
+)
 
 BLOCK = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\nX-Request-ID: "
 RID = b"rid"
@@ -209,3 +215,32 @@ def test_headers_given_are_copied() -> None:
     shared = {"X": "1"}
     Response(headers=shared).headers["Y"] = "2"
     assert shared == {"X": "1"}
+
+
+def test_statuses_have_the_same_names_in_every_version_of_python() -> None:
+    """They are what codes are made of (RFC 9110, section 15.5); Python took them over with 3.13."""
+    names = {413: "CONTENT_TOO_LARGE", 414: "URI_TOO_LONG", 416: "RANGE_NOT_SATISFIABLE"}
+    for status, code in {**names, 422: "UNPROCESSABLE_CONTENT", 404: "NOT_FOUND"}.items():
+        error = HTTPError(status)
+        assert error.code == code
+        line = error_response(error).encode(BLOCK, RID).partition(b"\r\n")[0].decode()
+        assert line == f"HTTP/1.1 {status} {error.message}"
+        assert error.message.upper().replace(" ", "_") == code
+
+
+def test_lengths_are_told_on_both_sides_of_what_is_ready() -> None:
+    for size in (0, 1, response.SHORT - 1, response.SHORT, response.SHORT + 1, 10**6):
+        body = b"1" * size
+        answers = [
+            encode_ready(Json(body), BLOCK, RID),
+            Response(body, content_type="application/json").encode(BLOCK, RID),
+            encode_text(body.decode(), BLOCK, RID),
+            Response(body.decode()).encode(BLOCK, RID),
+        ]
+        for raw in answers:
+            _, fields, sent = parse(raw)
+            assert dict(fields)[b"Content-Length"] == b"%d" % size
+            assert sent == body
+        assert answers[2] == answers[3]
+    large = {"a": "b" * response.SHORT}
+    assert encode_json(large, BLOCK, RID) == Response.json(large).encode(BLOCK, RID)

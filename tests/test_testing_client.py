@@ -153,7 +153,7 @@ def test_refusals_of_the_protocol_are_the_real_ones() -> None:
     settings = {"server.max_body": 10, "server.max_headers": 8}
     with TestClient(make(), settings=settings) as client:
         large = client.post("/echo", content=b"a" * 11)
-        assert (large.status_code, large.json()["code"]) == (413, "REQUEST_ENTITY_TOO_LARGE")
+        assert (large.status_code, large.json()["code"]) == (413, "CONTENT_TOO_LARGE")
         assert client.get("/hello", headers={f"a{n}": "b" for n in range(9)}).status_code == 431
         assert client.get("/nowhere").status_code == 404
         assert client.delete("/echo").headers["allow"] == "OPTIONS, POST"

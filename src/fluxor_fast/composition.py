@@ -14,7 +14,7 @@ Rules kept here:
    ``Request.fields``: set before the handler is called, they are in its answer whatever that is,
    an error too. Those that depend on head and scheme alone (``Layer.lines``) are there before any
    layer is called, and remembered with the head. What an answer says itself takes the place of
-   lines of that name, but for ``Vary``: all of it counts.
+   lines of that name, but for ``Vary`` and ``Set-Cookie``: all of them count.
 4. The application's middleware is also around the answers for paths and methods that there are
    not (404, 405, OPTIONS). A layer of a route that is ``on_path`` is around the latter two of its
    path: a preflight is an OPTIONS.
@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 
 from fluxor_fast.contract import Answer
 from fluxor_fast.http.request import Request
-from fluxor_fast.http.response import to_response
+from fluxor_fast.http.response import Json, to_response
 from fluxor_fast.routing import Call, Kind, Route, parameters_of
 
 __all__ = ["Layer", "Middleware", "compose", "offer", "sooner_of"]
@@ -54,6 +54,8 @@ class Layer:
     """Whether it also belongs around what the route's path answers to other methods (rule 4)."""
     by_scheme: bool = False
     """Whether its lines differ between http and https."""
+    takes_json: ClassVar[bool] = False
+    """Whether ``finish`` knows ``Json``. To others what a cache has is given as an object."""
 
     def check(self, kind: Kind, path: str) -> None:
         """Raise a ``RouteError`` if this was asked for on a route where it can do nothing."""
@@ -77,7 +79,9 @@ class Layer:
         return value
 
     def __call__(self, call_next: Call, route: Route) -> Call:
-        """Put this layer around ``call_next``."""
+        """Put this layer around ``call_next``, and its lines on the answers of ``route``."""
+        if type(self).lines is not Layer.lines:
+            route.lined = (self, *route.lined)
         begins = type(self).begin is not Layer.begin
         finishes = type(self).finish is not Layer.finish
         begin, finish = self.begin, self.finish
@@ -129,6 +133,8 @@ class Layer:
         if not finishes:
             return begun
 
+        takes_json = self.takes_json
+
         async def later(request: Request, value: Awaitable[Any]) -> Any:
             return finish(request, await value)
 
@@ -140,6 +146,8 @@ class Layer:
             value = sooner(request)
             if type(value) is CoroutineType:
                 return later(request, value)
+            if type(value) is Json and not takes_json:
+                value = value.value()
             return finish(request, value)
 
         return finished
@@ -166,24 +174,22 @@ def compose(route: Route, chain: Sequence[Middleware], *, registered: bool = Tru
     """
     bare = current = _bind(route) if registered else route.handler
     seen: set[type] = set()
-    lined: list[Layer] = []
+    route.lined = ()
     raw = True  # whether ``current`` gives what the handler returned
     for middleware in reversed(chain):
         if isinstance(middleware, Layer):
             if not (middleware.once and type(middleware) in seen):
                 seen.add(type(middleware))
-                if type(middleware).lines is not Layer.lines:
-                    lined.insert(0, middleware)
                 current = middleware(current, route)
             continue
         inner = _normalised(current, route.kind) if raw else current
         wrapped = middleware(inner, route)
         if wrapped is not inner:
             current, raw = wrapped, False
-    route.wrapped = current is not bare or bool(lined)
+    route.wrapped = current is not bare or bool(route.lined)
     sooner = sooner_of(current)
     if route.wrapped:
-        prepared = _preparing(lined)
+        prepared = _preparing(route.lined)
         current = prepared(current)
         sooner = None if sooner is None else prepared(sooner)
     route.call, route.at_once = current, sooner

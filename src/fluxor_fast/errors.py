@@ -27,6 +27,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Final
 
 __all__ = [
     "AppImportError",
@@ -116,9 +117,19 @@ class RouteError(FluxorError):
     """A route that cannot be registered: bad path, bad handler, or one that exists already."""
 
 
-def _phrase(status: int) -> str:
+_RENAMED: Final = {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+"""As RFC 9110 has them: codes are made of names, and Python took these over with 3.13."""
+
+
+def phrase_of(status: int) -> str:
+    """Return what a status is called, in every version of Python alike."""
     try:
-        return HTTPStatus(status).phrase
+        return _RENAMED.get(status) or HTTPStatus(status).phrase
     except ValueError:
         return "Error"
 
@@ -144,7 +155,7 @@ class HTTPError(FluxorError):
     ) -> None:
         if not 400 <= status <= 599:
             raise ValueError(f"HTTPError takes a status from 400 to 599, not {status}")
-        phrase = _phrase(status)
+        phrase = phrase_of(status)
         self.status = status
         self.message = message or phrase
         self.code = code or re.sub(r"[^A-Z]+", "_", phrase.upper().replace("'", ""))

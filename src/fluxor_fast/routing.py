@@ -67,6 +67,7 @@ class Route:
     ``contract`` is what it was declared to take and answer, if it was.
     ``stream``: it is called when the head of the request is complete, and reads the body itself.
     ``buffered``: …but a body that came in one with its head it may be given whole.
+    ``lined``: the layers whose lines are on its answers, the outermost first.
     ``normal``: it waits for nothing but the processor, and goes by the limit that most go by.
     ``websocket``: it may answer an offer of a WebSocket with an ``Upgrade``.
     ``wrapped``: there is middleware around it, which may add to its answers.
@@ -82,6 +83,7 @@ class Route:
         "contract",
         "handler",
         "kind",
+        "lined",
         "max_body",
         "max_in_flight",
         "method",
@@ -124,6 +126,7 @@ class Route:
         self.stream = stream
         self.buffered = buffered
         self.websocket = websocket
+        self.lined: tuple[Any, ...] = ()
         self.wrapped = False
         self.at_once: Call | None = None
 

@@ -29,7 +29,7 @@ from fluxor_fast.errors import ClientDisconnected, HTTPError
 from fluxor_fast.http.failure import failure
 from fluxor_fast.http.grammar import is_length, is_request_id
 from fluxor_fast.http.request import CHUNKED, BothEnds, Head, Request, StreamedRequest, Watcher
-from fluxor_fast.http.response import Response, error_response, to_response
+from fluxor_fast.http.response import Response, error_response, to_response, without
 from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.routing import Kind
 
@@ -101,7 +101,7 @@ class AsgiAdapter:
             request.arrived = asyncio.get_running_loop().time()
             response = to_response(await _call(request))
             if isinstance(response, BodySender):
-                await out.stream(response, rid, source)
+                await out.stream(response, rid, source, _added(request, response))
                 return
         except ClientDisconnected:
             return
@@ -111,7 +111,7 @@ class AsgiAdapter:
             if out.begun:
                 raise
             response = failure(log, scope["method"], scope["path"], rid.decode("latin-1"), error)
-        await out.whole(response, rid)
+        await out.whole(response, rid, _added(request, response))
 
     def _head(self, scope: Scope) -> Head:
         raw = scope.get("raw_path")
@@ -142,6 +142,11 @@ class AsgiAdapter:
             route=route,
             params=params,
         )
+
+
+def _added(request: Request | None, response: Response) -> bytes:
+    """Return the lines that middleware has added, if the request came to it."""
+    return without(getattr(request, "fields", b""), response.said)
 
 
 async def _call(request: Request) -> Any:
@@ -247,9 +252,9 @@ class _Writer:
         self._pings: asyncio.Task[None] | None = None
         self._silent = True  # nothing was written since the last look
 
-    def _begin(self, response: Response, rid: bytes, length: int | None) -> None:
+    def _begin(self, response: Response, rid: bytes, length: int | None, added: bytes) -> None:
         # ``head`` checks what may stand in it
-        lines = response.head(b"", b"", b"").split(b"\r\n")[1:]
+        lines = (response.head(b"", b"", b"") + added).split(b"\r\n")[1:]
         fields = [line.split(b": ", 1) for line in lines if line]
         headers = [(name.lower(), value) for name, value in fields]
         if length is not None and not response.bodiless:
@@ -259,17 +264,17 @@ class _Writer:
             "type": "http.response.start", "status": response.status, "headers": headers,
         }  # fmt: skip
 
-    async def whole(self, response: Response, rid: bytes) -> None:
+    async def whole(self, response: Response, rid: bytes, added: bytes) -> None:
         """Send a complete answer."""
-        self._begin(response, rid, len(response.body))
+        self._begin(response, rid, len(response.body), added)
         await self.begin()
         body = b"" if self._head_only or response.bodiless else response.body
         await self._send({"type": "http.response.body", "body": body})
 
-    async def stream(self, response: BodySender, rid: bytes, body: _Body) -> None:
+    async def stream(self, response: BodySender, rid: bytes, body: _Body, added: bytes) -> None:
         """Send an answer that sends its body itself."""
         try:
-            self._begin(response, rid, response.length)
+            self._begin(response, rid, response.length, added)
             if not (self._head_only or response.bodiless):
                 self._missing = -1 if response.length is None else response.length
                 await self._until_gone(response.send(self), body)

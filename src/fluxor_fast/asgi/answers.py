@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, ClassVar, Final, NamedTuple
 
 from fluxor_fast.http.grammar import BAD_VALUE, TOKEN, is_length, is_request_id
-from fluxor_fast.http.response import Response, status_line
+from fluxor_fast.http.response import Response, names_of, status_line
 from fluxor_fast.http.streaming import BodySender, BodyWriter
 
 __all__ = ["AsgiResponse", "AsgiStream", "Fields", "fields_of"]
@@ -112,6 +112,11 @@ class AsgiResponse(Response):
         self.body = body
         self._fields = fields
 
+    @property
+    def said(self) -> Collection[str]:
+        """Names of the header fields that it has itself."""
+        return names_of(self._fields.lines)
+
     def encode(
         self, block: bytes, rid: bytes, *, connection: bytes = b"", head_only: bool = False
     ) -> bytes:
@@ -159,6 +164,11 @@ class AsgiStream(BodySender):
         loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[BodyWriter | None] = loop.create_future()
         self._done: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def said(self) -> Collection[str]:
+        """Names of the header fields that it has itself."""
+        return names_of(self._fields.lines)
 
     def head(self, block: bytes, rid: bytes, lines: bytes) -> bytes:
         """Return status line and header fields."""

@@ -221,8 +221,11 @@ class bearer_or_key(api_key):
         memo = request.head.memo
         token = memo.get(bearer_of)
         if token is None:
-            headers = request.headers
-            if _shown in memo or (HEADER in headers and "authorization" not in headers):
+            by_key: bool | None = memo.get(bearer_or_key)
+            if by_key is None:
+                headers = request.headers
+                by_key = memo[bearer_or_key] = HEADER in headers and "authorization" not in headers
+            if by_key:
                 return super().known(request)
             token = bearer_of(request)
         request.state["user"] = self._tokens_of(request).verify(token)

@@ -21,8 +21,8 @@ There are two tiers: the worker's own memory, and Redis where there is one, for 
 3. Errors are not cached, and neither is ``None``, unless ``none_ttl`` says for how long.
 4. A middleware around a cached handler runs for each request: who may not see it is not answered
    from the cache.
-5. The memory has values as objects, for who calls the function, and as JSON, for the route whose
-   handler it is: what is known is not encoded again.
+5. The memory has values as objects, for who calls the function, and those of coroutine functions
+   as JSON, too, for the route whose handler it may be: what is known is not encoded again.
 6. A value is computed once at a time in a process (see ``flights``), for each key; with Redis once
    on all machines, as far as waiting for it is worthwhile (see ``remote``). A plain function that
    is called in the event loop never waits, and does not ask Redis: neither may block the loop.
@@ -90,6 +90,8 @@ class _Rule:
     prefix: str
     ttl: float
     none_ttl: float | None
+    routed: bool
+    """Whether it may be the handler of a route that asks for JSON."""
 
     def ttl_of(self, value: Any) -> float:
         """For how long ``value`` is kept; 0: not at all."""
@@ -186,9 +188,10 @@ class Cache:
             raise ValueError(f"a value is good for more than 0 seconds: {ttl}, {none_ttl}")
 
         def decorate(function: F) -> F:
-            rule = _Rule(self._claim(function, name), ttl, none_ttl)
+            routed = inspect.iscoroutinefunction(function)
+            rule = _Rule(self._claim(function, name), ttl, none_ttl, routed)
             key_of = key or _arguments(function, rule.prefix)
-            if inspect.iscoroutinefunction(function):
+            if routed:
                 wrapper = self._coroutine(function, rule, key_of)
             else:
                 wrapper = self._plain(function, rule, key_of)
@@ -247,7 +250,7 @@ class Cache:
         remote = self._remote
         found = None if remote is None else await remote.fetch(text)
         if isinstance(found, Found):
-            return self._take(text, stamp, found)
+            return self._take(text, stamp, rule, found)
         lease = found
         try:
             self._misses += 1
@@ -316,7 +319,7 @@ class Cache:
 
         found = None if remote is None else ask(remote.fetch(text))
         if isinstance(found, Found):
-            return self._take(text, stamp, found)
+            return self._take(text, stamp, rule, found)
         lease = found
         try:
             self._misses += 1
@@ -331,10 +334,10 @@ class Cache:
 
     # the tiers
 
-    def _take(self, text: str, stamp: Stamp, found: Found) -> Any:
+    def _take(self, text: str, stamp: Stamp, rule: _Rule, found: Found) -> Any:
         """Return what Redis had, and keep it."""
         self._redis_hits += 1
-        kept = found.value, _answer(found.value, found.body)
+        kept = _kept(rule, found.value, found.body)
         self._memory.put(text, kept, found.seconds, len(found.body), stamp)
         return found.value
 
@@ -345,7 +348,7 @@ class Cache:
             return False
         deaf = self._remote is not None and not self._remote.hears
         here = min(seconds, DEAF_SECONDS) if deaf else seconds
-        self._memory.put(text, (value, _answer(value, body)), here, len(body), stamp)
+        self._memory.put(text, _kept(rule, value, body), here, len(body), stamp)
         return True
 
     # what is outdated
@@ -385,9 +388,10 @@ def _as_json(value: Any) -> tuple[Any, bytes]:
     return orjson.loads(body), body
 
 
-def _answer(value: Any, body: bytes) -> Any:
-    """Return what a route answers for ``value``: if that is its JSON it is ready (rule 5)."""
-    return Json(body) if type(value) is dict or type(value) is list else value
+def _kept(rule: _Rule, value: Any, body: bytes) -> tuple[Any, Any]:
+    """Return the value, and what a route answers for it: if that is JSON it is ready (rule 5)."""
+    is_json = type(value) is dict or type(value) is list
+    return value, Json(body) if is_json and rule.routed else value
 
 
 def _in_event_loop() -> bool:

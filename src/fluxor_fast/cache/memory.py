@@ -2,8 +2,8 @@
 
 Rules kept here:
 
-1. Never more than so many entries, nor so many bytes (what their JSON takes; as objects they take
-   several times that).
+1. Never more than so many entries, nor so many bytes (what their JSON takes; with the objects,
+   entries take several times that).
 2. An entry is good until its time is over, or until the *generation* of its key is another than
    when it was begun. Generations are counters that all workers of the instance share, so what
    one outdates is outdated for all at once. There are far fewer of them than keys: now and then

@@ -326,7 +326,7 @@ class Request:
     """The request id as it stands in the answer."""
     fields: bytes
     """Header lines, ready made, that its answer will have whatever it is. For middleware: only
-    where there is some is it set, empty at first, and looked at."""
+    where there is some is it set, with the lines of its layers at first, and looked at."""
     source: BodySource | None = None
     """What the body comes from that was not there yet."""
 

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
 import orjson
 
-from fluxor_fast.errors import HTTPError
+from fluxor_fast.errors import HTTPError, phrase_of
 from fluxor_fast.http.grammar import BAD_VALUE, TOKEN
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "error_response",
     "header_line",
     "json_response",
+    "names_of",
     "status_line",
     "to_response",
     "without",
@@ -51,10 +52,12 @@ BINARY = "application/octet-stream"
 _new = object.__new__
 _TOKEN = re.compile(TOKEN)
 _BAD_VALUE = re.compile(BAD_VALUE)
+_SEVERAL = {b"vary", b"set-cookie"}
 _OWNED = {"content-length", "transfer-encoding", "connection", "date"}
 
 _STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+    status.value: f"HTTP/1.1 {status.value} {phrase_of(status.value)}\r\n".encode()
+    for status in HTTPStatus
 }
 
 SHORT: Final = 2048
@@ -106,9 +109,17 @@ def header_line(name: str, value: str) -> bytes:
     return f"{name}: {value}\r\n".encode("latin-1")
 
 
+def names_of(lines: bytes) -> list[str]:
+    """Return the names of ready header lines."""
+    return [line.partition(b":")[0].decode("latin-1") for line in lines.splitlines()]
+
+
 def without(lines: bytes, names: Iterable[str]) -> bytes:
-    """Return ready header lines but for those named; ``Vary`` stays, as two of it are one list."""
-    dropped = {name.lower().encode("latin-1") for name in names} - {b"vary"}
+    """Return ready header lines but for those named.
+
+    ``Vary`` stays, as two of it are one list, and ``Set-Cookie``: each is of a cookie of its own.
+    """
+    dropped = {name.lower().encode("utf-8", "surrogatepass") for name in names} - _SEVERAL
     lower = b"\n" + lines.lower()
     if not any(b"\n%b:" % name in lower for name in dropped):  # the commonest
         return lines
@@ -121,6 +132,10 @@ class Json(bytes):
 
     __slots__ = ()
 
+    def value(self) -> Any:
+        """Return what it says."""
+        return orjson.loads(memoryview(self))  # a subclass of bytes it does not take
+
 
 class Response:
     """An answer with status, headers and a complete body.
@@ -130,7 +145,8 @@ class Response:
     :param headers: names and values; ``Content-Length``, ``Transfer-Encoding``, ``Connection``
         and ``Date`` are the server's own, and naming them is a ``ValueError``, as is a name or
         value that could split the answer.
-    :param content_type: ``Content-Type``; by default plain text for text, else a byte stream.
+    :param content_type: ``Content-Type``; by default that of plain text, of ``Json``, or of a byte
+        stream.
     """
 
     __slots__ = ("body", "content_type", "headers", "status")
@@ -156,7 +172,8 @@ class Response:
             content_type = content_type or TEXT
         self.body = body
         self.status = status
-        self.content_type = content_type or (BINARY if body else None)
+        usual = JSON if type(body) is Json else BINARY
+        self.content_type = content_type or (usual if body else None)
         self.headers = dict(headers) if headers else {}
 
     @classmethod
@@ -184,6 +201,11 @@ class Response:
             start += header_line(name, value)
         length = _length_line(len(body))
         return b"".join((start, length, connection, block, rid, END, b"" if head_only else body))
+
+    @property
+    def said(self) -> Collection[str]:
+        """Names of the header fields that it has itself."""
+        return self.headers
 
     @property
     def bodiless(self) -> bool:

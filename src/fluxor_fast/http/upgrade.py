@@ -8,11 +8,11 @@ returns. None of them is ever read as HTTP.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import ClassVar, Protocol
 
 from fluxor_fast.http.request import Watcher
-from fluxor_fast.http.response import Response, status_line
+from fluxor_fast.http.response import Response, names_of, status_line
 
 __all__ = ["Receiver", "Tunnel", "Upgrade"]
 
@@ -72,6 +72,11 @@ class Upgrade(Response):
     __slots__ = ("_ends", "_lines", "_request_id")
 
     upgrades: ClassVar[bool] = True
+
+    @property
+    def said(self) -> Collection[str]:
+        """Names of the header fields that it has itself."""
+        return names_of(self._lines)
 
     def __init__(self, lines: bytes, request_id: bytes | None = None) -> None:
         super().__init__(b"", 200)

@@ -20,8 +20,8 @@ Rules:
 5. The query is not logged: tokens are found there. Nor is any field of the request. Requests that
    admission refuses are not logged either, as that would make refusing dear; they are counted.
 6. Method and path are visible ASCII without spaces, as is a request id, and the client is an
-   address, whoever says so: parts cannot be mistaken for others. Each is checked again before it is
-   written, so that this holds whatever becomes of the parser.
+   address, whoever says so: parts cannot be mistaken for others. What a client may have said is
+   checked again before it is written, so that this holds whatever becomes of the parser.
 
 What it costs: see "The access log" in docs/PERFORMANCE.md.
 """
@@ -101,8 +101,9 @@ def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], floa
 
     One text serves all of a millisecond, and what a head says is checked once for all its requests.
     """
-    until, second, text = -inf, -1, ""  # how long it is this millisecond; the second, and its text
-    begin = ""  # the line up to the time
+    # what is put together is taken at once, as blocking handlers' lines come from their threads
+    this: tuple[float, str] = (-inf, "")  # how long it is this millisecond; how lines begin in it
+    of_second: tuple[int, str] = (-1, "")  # its text
     before_path, before_status, before_ms = form.path, form.status, form.ms
     before_client, before_id, end = form.client, form.request_id, form.end
     good, made_good, short = form.good, form.made_good, _TENTHS
@@ -110,13 +111,15 @@ def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], floa
     clients: dict[str, str] = {}
 
     def begun(now: float) -> str:
-        nonlocal until, second, text, begin
+        nonlocal this, of_second
         ms = clock() * 1000
-        until = now + (1 - ms % 1) / 1000
-        is_second, ms_of = divmod(int(ms), 1000)
-        if is_second != second:
-            second, text = is_second, strftime("%Y-%m-%dT%H:%M:%S", gmtime(is_second))
+        second, ms_of = divmod(int(ms), 1000)
+        known_second, text = of_second
+        if second != known_second:
+            text = strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
+            of_second = second, text
         begin = f"{form.time}{text}.{ms_of:03d}Z{form.method}"
+        this = now + (1 - ms % 1) / 1000, begin
         return begin
 
     def said_by(head: Head) -> tuple[str, str]:
@@ -136,6 +139,7 @@ def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], floa
 
     def line(request: Request, status: int) -> str:
         now = monotonic()
+        until, begin = this
         tenths = int((now - request.arrived) * 1e4 + 0.5)
         head = request.head
         said, rid = head.memo.get(known) or said_by(head)

@@ -139,6 +139,7 @@ class Compression(Layer):
     """
 
     once: ClassVar[bool] = True
+    takes_json: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -122,7 +122,8 @@ class CORS(Layer):
 
     def __call__(self, call_next: Call, route: Route) -> Call:
         """Put this layer around ``call_next``, if that may have preflights to answer."""
-        return super().__call__(call_next, route) if route.method in PREFLIGHTS else call_next
+        around = super().__call__(call_next, route)
+        return around if route.method in PREFLIGHTS else call_next
 
     def begin(self, request: Request) -> Any:
         """Answer a preflight."""

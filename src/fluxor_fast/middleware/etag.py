@@ -35,6 +35,7 @@ class ETag(Layer):
     """
 
     once: ClassVar[bool] = True
+    takes_json: ClassVar[bool] = True
 
     def __init__(self, largest: int = 64 * 1024) -> None:
         self.largest = largest

@@ -191,8 +191,8 @@ class Leaving:
             lines = request.fields
         except AttributeError:  # it never came to its middleware
             return self.block
-        if response is not None and response.headers:  # these count, not ours
-            lines = without(lines, response.headers)
+        if response is not None and (said := response.said):  # these count, not ours
+            lines = without(lines, said)
         return lines + self.block
 
     def _encoded(self, request: Request, value: Any) -> tuple[int, bytes] | Response:

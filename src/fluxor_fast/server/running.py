@@ -145,7 +145,6 @@ class Running(Leaving):
                     self._begin(group)
             finally:  # a handler may have raised what ends the loop
                 self._starting = False
-                CURRENT.set(None)
                 if self._answers:
                     self._leave_all()
                 self.counters.accepted += started
@@ -174,7 +173,7 @@ class Running(Leaving):
     def _try(self, request: Request, at_once: Call) -> bool:
         """Answer, if the answer is known, and return that it was; else have a task find it out."""
         request.rid = request.head.request_id or self._next_id()
-        CURRENT.set(request)
+        CURRENT.set(request)  # until it is done, or a turn asked for here would begin with it
         try:
             value = at_once(request)
             if type(value) is CoroutineType:
@@ -187,6 +186,8 @@ class Running(Leaving):
             status, answer = found
         except (Exception, asyncio.CancelledError) as error:
             status, answer = self._failure(request, error)
+        finally:
+            CURRENT.set(None)
         self._leave_soon(request, status, answer)
         return True
 
