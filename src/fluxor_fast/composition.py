@@ -138,6 +138,13 @@ class Layer:
         async def later(request: Request, value: Awaitable[Any]) -> Any:
             return finish(request, await value)
 
+        def only_finished(request: Request) -> Any:
+            value = sooner(request)
+            return later(request, value) if type(value) is CoroutineType else finish(request, value)
+
+        if takes_json and not begins:
+            return only_finished
+
         def finished(request: Request) -> Any:
             if begins:
                 early = begin(request)
@@ -231,7 +238,12 @@ def _preparing(lined: Sequence[Layer]) -> Callable[[Call], Call]:
             return with_none
 
         def with_lines(request: Request) -> Any:
-            place = secure if by_scheme and request.scheme == "https" else plain
+            place = plain
+            if by_scheme:
+                direct = request.connection.direct
+                scheme = request.scheme if direct is None else direct.scheme
+                if scheme == "https":
+                    place = secure
             lines = request.head.memo.get(place)
             request.fields = found(request, place) if lines is None else lines
             return call(request)

@@ -68,7 +68,8 @@ class Route:
     ``stream``: it is called when the head of the request is complete, and reads the body itself.
     ``buffered``: …but a body that came in one with its head it may be given whole.
     ``lined``: the layers whose lines are on its answers, the outermost first.
-    ``normal``: it waits for nothing but the processor, and goes by the limit that most go by.
+    ``lane``: what admission has to look at: 0 nothing, it goes by the limit that most go by, and
+    runs when it is its turn; 1 that it needs a slot, too; 2 all.
     ``websocket``: it may answer an offer of a WebSocket with an ``Upgrade``.
     ``wrapped``: there is middleware around it, which may add to its answers.
     ``at_once``: for a coroutine function that mostly has its answer already, what gives that answer
@@ -83,11 +84,11 @@ class Route:
         "contract",
         "handler",
         "kind",
+        "lane",
         "lined",
         "max_body",
         "max_in_flight",
         "method",
-        "normal",
         "path",
         "priority",
         "stream",
@@ -120,7 +121,8 @@ class Route:
         self.priority = priority
         self.max_body = max_body
         self.max_in_flight = max_in_flight
-        self.normal = kind is Kind.SYNC and priority is Priority.NORMAL and max_in_flight is None
+        usual = priority is Priority.NORMAL and max_in_flight is None
+        self.lane = 2 if not usual else 0 if kind is Kind.SYNC else 1
         self.contract = contract
         self.arguments = arguments
         self.stream = stream

@@ -25,6 +25,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 class FakeConnection:
     peer = "192.0.2.1"
+    direct = None
 
     def __init__(self, app: Any = None) -> None:
         self.app = app

@@ -175,6 +175,7 @@ class _Place:
         self.both_ends = BothEnds(
             (client[0], client[1]), server and (server[0], server[1]), scheme, False
         )
+        self.direct: BothEnds | None = self.both_ends
 
     def client_of(self, head: Head) -> str:
         return self.peer

@@ -80,6 +80,9 @@ class Connection(Protocol):
     notes: tuple[Head, Any] | None
     """What who serves the application in another form has made of its last head."""
 
+    direct: BothEnds | None
+    """``both_ends`` where no head can say otherwise; None: a proxy's, or nobody has asked yet."""
+
     @property
     def both_ends(self) -> BothEnds:
         """Who is connected with whom."""
@@ -162,8 +165,8 @@ class Head:
     ``request_id`` is the client's own, if it sent a usable one. ``plain`` is true when the answer
     may take the short form (HTTP/1.1, connection kept, body wanted), ``quick`` when besides there
     is no body to wait for; ``direct`` when it is plain and its route has no limit of its own to
-    give a permit back to, ``short`` when besides there is no middleware. ``common``: it is admitted
-    as most are (``Route.normal``), with no deadline of its own. ``streams``: the request
+    give a permit back to, ``short`` when besides there is no middleware. ``lane``: what its
+    admission has to look at (``Route.lane``). ``streams``: the request
     is handed over before its body, because its route reads that itself, or has no use for a body
     that the client has not sent yet. ``timeout`` is how many seconds the client says it waits.
     """
@@ -208,7 +211,7 @@ class Head:
         self.quick = self.plain and length == 0
         self.direct = self.plain and route.max_in_flight is None
         self.short = self.direct and not route.wrapped
-        self.common = route.normal and timeout is None
+        self.lane = route.lane if timeout is None else 2
 
     def closing(self) -> Head:
         """Return this head as if the client had asked to close the connection after it."""
@@ -237,7 +240,7 @@ class Head:
         head.quick = self.quick
         head.direct = self.direct
         head.short = self.short
-        head.common = self.common
+        head.lane = self.lane
         return head
 
     @cached_property

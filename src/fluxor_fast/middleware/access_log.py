@@ -51,7 +51,6 @@ Line = Callable[[Request, int], str]
 
 MOST_CLIENTS: Final = 4096
 """Addresses whose texts are remembered."""
-_TENTHS: Final = [f"{tenths / 10:.1f}" for tenths in range(1000)]
 
 
 class _Form(NamedTuple):
@@ -104,9 +103,8 @@ def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], floa
     # what is put together is taken at once, as blocking handlers' lines come from their threads
     this: tuple[float, str] = (-inf, "")  # how long it is this millisecond; how lines begin in it
     of_second: tuple[int, str] = (-1, "")  # its text
-    before_path, before_status, before_ms = form.path, form.status, form.ms
-    before_client, before_id, end = form.client, form.request_id, form.end
-    good, made_good, short = form.good, form.made_good, _TENTHS
+    good, made_good, end = form.good, form.made_good, form.end
+    short = [f"{form.ms}{tenths / 10:.1f}{form.client}" for tenths in range(1000)]
     known = object()
     clients: dict[str, str] = {}
 
@@ -126,7 +124,7 @@ def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], floa
         path = head.path if good(head.path) else made_good(head.path)
         rid = (head.request_id or b"").decode("latin-1")
         said = head.memo[known] = (
-            f"{head.method}{before_path}{path}{before_status}",
+            f"{head.method}{form.path}{path}{form.status}",
             rid if not rid or good(rid) else made_good(rid),
         )
         return said
@@ -134,7 +132,8 @@ def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], floa
     def shown(client: str) -> str:
         if len(clients) >= MOST_CLIENTS:
             clients.clear()
-        text = clients[client] = client if good(client) else made_good(client)
+        text = client if good(client) else made_good(client)
+        text = clients[client] = f"{text}{form.request_id}"
         return text
 
     def line(request: Request, status: int) -> str:
@@ -143,13 +142,14 @@ def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], floa
         tenths = int((now - request.arrived) * 1e4 + 0.5)
         head = request.head
         said, rid = head.memo.get(known) or said_by(head)
-        client = request.connection.client_of(head)
+        connection = request.connection
+        direct = connection.direct
+        client = connection.client_of(head) if direct is None else direct.client[0]
         client = clients.get(client) or shown(client)
-        return (
-            f"{begin if now < until else begun(now)}{said}{status}{before_ms}"
-            f"{short[tenths] if tenths < 1000 else f'{tenths / 10:.1f}'}"
-            f"{before_client}{client}{before_id}{rid or request.rid.decode()}{end}"
-        )
+        took = short[tenths] if tenths < 1000 else f"{form.ms}{tenths / 10:.1f}{form.client}"
+        if now >= until:
+            begin = begun(now)
+        return f"{begin}{said}{status}{took}{client}{rid or request.rid.decode()}{end}"
 
     return line
 
@@ -217,7 +217,7 @@ class AccessLog:
                     note(request, error)
                     raise
                 kind = type(value)
-                if (kind is dict or kind is Json) and every:  # the commonest
+                if every and (kind is dict or kind is Json):  # the commonest
                     write(line(request, 200))
                 else:
                     note(request, value)
@@ -236,7 +236,7 @@ class AccessLog:
                     note(request, error)
                     raise
                 kind = type(value)
-                if (kind is dict or kind is Json) and every:
+                if every and (kind is Json or kind is dict):
                     write(line(request, 200))
                 elif kind is CoroutineType:
                     return later(request, value)

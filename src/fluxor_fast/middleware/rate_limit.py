@@ -169,7 +169,10 @@ class RateLimit(Layer):
         def limited(request: Request) -> Any:
             if not self._bound:
                 self._bind(request.app)
-            ahead = limit.charge(request.connection.client_of(request.head), clock())
+            connection = request.connection
+            direct = connection.direct
+            client = connection.client_of(request.head) if direct is None else direct.client[0]
+            ahead = limit.charge(client, clock())
             if ahead > tolerance:
                 return limit.refusal(request, ahead)
             if ahead >= 0:

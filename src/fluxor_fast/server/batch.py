@@ -91,7 +91,7 @@ class BatchRunner(Running):
         "arrivals",
         "call_soon",
         "fresh",
-        "mixed",
+        "lanes",
         "outbox",
         "slice_seconds",
         "turns",
@@ -137,7 +137,7 @@ class BatchRunner(Running):
         self._call_later = call_later
 
         self.arrivals: list[Request] = []
-        self.mixed = False  # whether there are others than common ones among them
+        self.lanes = 0  # of all of these (see ``Route.lane``)
         self.outbox: list[Answering] = []
         self.turns = Turns(call_soon)  # of the answers that come in pieces
         self.fresh = 0  # connections made since the last turn
@@ -156,8 +156,7 @@ class BatchRunner(Running):
         if not self.arrivals:
             self.schedule()
         self.arrivals.append(request)
-        if not request.head.common:
-            self.mixed = True
+        self.lanes |= request.head.lane
 
     def schedule(self) -> None:
         """Have a turn soon."""
@@ -224,11 +223,11 @@ class BatchRunner(Running):
     def _take(self, now: float) -> None:
         """Admit the arrivals: exempt ones run now, the others queue or are refused."""
         normal, self.arrivals = self.arrivals, []
-        mixed, self.mixed = self.mixed, False
+        lanes, self.lanes = self.lanes, 0
         self.counters.offered += len(normal)
         for request in normal:
             request.arrived = now
-        if mixed:
+        if lanes > 1:
             normal = self._sorted(normal)
         if normal and self.pacer.recent(now):
             normal = self._without_early(normal, now)
@@ -236,7 +235,7 @@ class BatchRunner(Running):
             most, reason = self.thresholds.normal, self.thresholds.normal_reason
             if self._published is not None and 0 < self._published[0] < most:
                 most, reason = self._published[0], "capacity"
-            self._admit(normal, most, reason, mixed=mixed)
+            self._admit(normal, most, reason, lanes)
 
     def _sorted(self, arrivals: list[Request]) -> list[Request]:
         """Run exempt ones, admit critical ones, and return the others."""
@@ -260,7 +259,7 @@ class BatchRunner(Running):
                 self._launch(request)
             self._execute(exempt, inf)
         if critical:
-            self._admit(critical, self.thresholds.critical, "capacity", mixed=True)
+            self._admit(critical, self.thresholds.critical, "capacity", lanes=2)
         return normal
 
     def _without_early(self, requests: list[Request], now: float) -> list[Request]:
@@ -294,12 +293,12 @@ class BatchRunner(Running):
                     self._refuse(request, "codel")
         return kept
 
-    def _admit(self, requests: list[Request], limit: int, reason: str, *, mixed: bool) -> None:
+    def _admit(self, requests: list[Request], limit: int, reason: str, lanes: int) -> None:
         """Queue as many of ``requests`` as get a permit, refuse the others.
 
-        :param mixed: whether there may be others than common ones among them.
+        :param lanes: theirs, one or the other (see ``Route.lane``).
         """
-        if mixed and self._routes:
+        if lanes > 1 and self._routes:
             requests = [request for request in requests if self._enter_route(request)]
         granted = self.limit.acquire(len(requests), limit) if requests else 0
         if granted < len(requests):
@@ -308,18 +307,17 @@ class BatchRunner(Running):
                 self._refuse(request, reason)
             requests = requests[:granted]
         ready, waiting = self._ready, self._waiting
-        if not mixed:
-            for request in requests:
-                request.permit = request.queued = True
-            ready.requests += requests
-            requests = []
         for request in requests:
             request.permit = request.queued = True
-            head = request.head
-            queue = ready if head.route.kind is SYNC else waiting
-            queue.requests.append(request)
-            if head.timeout is not None:
-                self._hasten(request, queue, head.timeout)
+        if lanes == 0:
+            ready.requests += requests
+        else:
+            for request in requests:
+                head = request.head
+                queue = ready if head.route.kind is SYNC else waiting
+                queue.requests.append(request)
+                if head.timeout is not None:
+                    self._hasten(request, queue, head.timeout)
         for queue in (ready, waiting):
             if queue.rate and queue.wait > queue.deadline:
                 self._turn_away(queue)
@@ -425,7 +423,7 @@ class BatchRunner(Running):
                 if answer is None:
                     self._launch(request, found)  # type: ignore[arg-type]
                 else:
-                    self._leave_soon(request, status, answer)
+                    self._answers.append((request, status, answer))
                 if now >= until:
                     break
         finally:

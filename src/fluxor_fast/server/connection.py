@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         "_stopped",
         "_tls",
         "closed",
+        "direct",
         "notes",
         "paused",
         "runner",
@@ -59,6 +60,7 @@ class Connection(asyncio.Protocol):
         self.transport: Any = None
         self._peer: str | None = None  # asked for when wanted, or told by a PROXY header
         self._both: BothEnds | None = None  # asked for when wanted
+        self.direct: BothEnds | None = None  # the same, if no head can say otherwise
         self._tls = False  # whether such a header says that the client speaks TLS
         self._client: Place = ()
         self.notes: tuple[Head, Any] | None = None  # not ours: see ``http.request.Connection``
@@ -221,6 +223,8 @@ class Connection(asyncio.Protocol):
                 self._scheme,
                 self.service.proxies.trusts(self.peer),
             )
+            if not both.proxied:
+                self.direct = both
         return both
 
     def client_of(self, head: Head) -> str:

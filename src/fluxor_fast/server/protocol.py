@@ -119,8 +119,8 @@ class HttpProtocol(Answering):
                 if not runner.arrivals:
                     runner.schedule()
                 runner.arrivals.append(request)
-                if not head.common:
-                    runner.mixed = True
+                if head.lane:
+                    runner.lanes |= head.lane
                 return
             if not self._closing and self._take_heads(data, head):
                 return
@@ -168,8 +168,7 @@ class HttpProtocol(Answering):
         found, at = [], 0
         while several is not None and several.quick:
             found.append(several)
-            if not several.common:
-                runner.mixed = True
+            runner.lanes |= several.lane
             at = stop
             if at == len(data):
                 break

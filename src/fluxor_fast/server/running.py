@@ -188,7 +188,7 @@ class Running(Leaving):
             status, answer = self._failure(request, error)
         finally:
             CURRENT.set(None)
-        self._leave_soon(request, status, answer)
+        self._answers.append((request, status, answer))
         return True
 
     def _begin(self, group: list[Request]) -> None:
@@ -218,31 +218,24 @@ class Running(Leaving):
             if self._answers:
                 self._leave_all()
 
-    def _leave_soon(self, request: Request, status: int, answer: bytes) -> None:
-        """Let an answer go with those of its group, if it can take the short way; else at once."""
-        connection: HttpProtocol = request.connection  # type: ignore[assignment]
-        if (
-            status < 300
-            and request.head.direct
-            and connection.order is None
-            and len(answer) < LARGE
-            and not self.draining
-        ):
-            self._answers.append((request, status, answer))
-        else:
-            self._leave(request, status, answer, monotonic())
-
     def _leave_all(self) -> None:
-        """Send the answers that are ready, as the batch does."""
+        """Send the answers that are ready; those that can, the short way, as the batch does."""
         answers, self._answers = self._answers, []
         tick = self.tick
+        keep = not self.draining
         counters = self.counters
         now = monotonic()
         stamp = 0.0
         same = done = permits = 0
         for request, status, answer in answers:
             connection: HttpProtocol = request.connection  # type: ignore[assignment]
-            if connection.order is not None:  # something came in between
+            if not (
+                status < 300
+                and connection.order is None
+                and len(answer) < LARGE
+                and request.head.direct
+                and keep
+            ):
                 self._leave(request, status, answer, now)
                 continue
             connection.pause = 0.0
@@ -315,6 +308,8 @@ class Running(Leaving):
                     self._served()
                     return
             found = self._encoded(request, value)
+            if type(found) is not tuple and self._answers:  # what was before it leaves before it
+                self._leave_all()
             if type(found) is tuple:
                 status, answer = found
             elif isinstance(found, BodySender):
@@ -348,7 +343,7 @@ class Running(Leaving):
         if answer is None:
             self._abort(request)
         elif self._grouped:
-            self._leave_soon(request, status, answer)
+            self._answers.append((request, status, answer))
         else:
             self._leave(request, status, answer, began or monotonic())
         self._served()
@@ -407,8 +402,8 @@ class Running(Leaving):
         if response.streams:
             self._launch(request, response)
             return
-        self._leave_soon(request, response.status, self._encode(request, response))
-        if not self._grouped and self._answers:
+        self._answers.append((request, response.status, self._encode(request, response)))
+        if not self._grouped:
             self._leave_all()
 
 
