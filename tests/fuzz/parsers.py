@@ -201,6 +201,8 @@ def read(parts: Iterable[bytes], cache: HeadCache) -> tuple[list[Any], Any]:
                 assert len(body) <= LIMITS.body
                 requests.append((contents(head), body))
     except HTTPError as error:
+        if streamed is not None:  # how much of it came before what is wrong with it is left to cuts
+            requests[-1] = (requests[-1][0], None)
         return requests, error.status
     return requests, (reader.partial, reader.in_body)
 
