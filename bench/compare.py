@@ -212,10 +212,11 @@ def check(workload: str, name: str, answer: harness.Answer, expected: harness.An
             raise Failed(f"{name} answers {workload} with {answer.body[:80]!r}")
     elif WORKLOADS[workload].path == "/health":  # but for the time
         mine, wanted = json.loads(answer.body), json.loads(expected.body)
-        at, made = mine.pop("timestamp"), wanted.pop("timestamp")
+        at, _ = mine.pop("timestamp"), wanted.pop("timestamp")
         if mine != wanted or len(answer.body) != len(expected.body):
             raise Failed(f"{name} answers {workload} with {answer.body[:80]!r}")
-        if not CONTESTANTS[name].constant and abs(at - made) > 30:
+        # ours may have been asked long before: servers that are built begin later
+        if not CONTESTANTS[name].constant and abs(at - time.time()) > 30:
             raise Failed(f"{name} answers {workload} with an old document")
     elif answer.body != expected.body:
         raise Failed(f"{name} answers {workload} with {answer.body[:80]!r}")

@@ -345,9 +345,8 @@ class BatchRunner(Running):
         """Run synchronous handlers until the queue is empty or the time is up; return how many.
 
         This is the hot path: the commonest answers (JSON, text or a ``Response``, of success,
-        HTTP/1.1, to a client that takes its answers in) go to the connection from here, others of
-        success behind the last of them (what middleware has changed), everything else through
-        ``_leave``.
+        HTTP/1.1, to a client that takes its answers in) go to the connection from here, all others
+        behind the last of them (see ``Running._leave_all``).
         """
         requests = queue.requests
         take = requests.pop if queue.standing else requests.popleft
