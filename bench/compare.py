@@ -212,7 +212,8 @@ def check(workload: str, name: str, answer: harness.Answer, expected: harness.An
             raise Failed(f"{name} answers {workload} with {answer.body[:80]!r}")
     elif WORKLOADS[workload].path == "/health":  # but for the time
         mine, wanted = json.loads(answer.body), json.loads(expected.body)
-        at, _ = mine.pop("timestamp"), wanted.pop("timestamp")
+        at = mine.pop("timestamp")
+        del wanted["timestamp"]
         if mine != wanted or len(answer.body) != len(expected.body):
             raise Failed(f"{name} answers {workload} with {answer.body[:80]!r}")
         # ours may have been asked long before: servers that are built begin later

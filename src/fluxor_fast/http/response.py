@@ -71,7 +71,7 @@ def _start_of(content_type: str) -> Callable[[int], bytes]:
     return line.encode().__mod__
 
 
-# to join what is ready takes a third of the time of formatting a number into it
+# to join what is ready is quicker than to format a number into it
 _LENGTHS: Final = [b"Content-Length: %d\r\n" % length for length in range(SHORT)]
 _json_start, _text_start = _start_of(JSON), _start_of(TEXT)
 _JSON_STARTS: Final = [*map(_json_start, range(SHORT))]

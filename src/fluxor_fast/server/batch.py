@@ -56,14 +56,12 @@ PUT_OFF: Final = 16
 
 CRITICAL, NORMAL = Priority.CRITICAL, Priority.NORMAL
 SYNC = Kind.SYNC
-
-
 _LOW: Final = [b"%02x" % low for low in range(256)]
 
 
 def request_ids(prefix: bytes) -> Iterator[bytes]:
     """Return endless request ids that begin with ``prefix`` (16 hexadecimal digits behind it)."""
-    # to put two texts together takes less than half of the time of formatting a number
+    # most are two texts put together, which is quicker than to format a number
     return chain.from_iterable(map((prefix + b"%014x" % high).__add__, _LOW) for high in count())
 
 

@@ -91,8 +91,8 @@ _PLAIN_LINE = re.compile(
     rb" HTTP/1\.1\r\n"
 ).match
 _PLAIN_FIELDS = re.compile(
-    # not possessive: in CPython before 3.11.4 such a loop of lines fails where there are none, and
-    # before 3.13 a group within one can have the span of another
+    # not possessive: in CPython 3.11.2 such a loop of lines fails where there are none, and before
+    # 3.13 a group within one can have the span of another
     rb"(?:%b)*(?:%b(?:%b)*)*\r\n" % (_OTHER_LINE, _MEANT_LINE, _OTHER_LINE)
 ).fullmatch
 
