@@ -572,7 +572,7 @@ async def test_a_client_that_answers_pings_is_kept_and_one_that_vanished_is_drop
         server.check(11)
         await until(lambda: stage.log, "the application is told")
         assert stage.log == [(1006, "")]
-        assert server.counters()["aborted"] == 1
+        await until(lambda: server.counters()["aborted"] == 1, "it is counted")
 
 
 @in_loop
