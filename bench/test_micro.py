@@ -104,7 +104,7 @@ class Loop:
     def __init__(self) -> None:
         self.due: list[Callable[[], object]] = []
 
-    def call_soon(self, callback: Callable[[], object]) -> None:
+    def call_soon(self, callback: Callable[[], object], context: object = None) -> None:
         self.due.append(callback)
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> None:

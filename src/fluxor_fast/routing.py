@@ -26,7 +26,7 @@ from uuid import UUID
 
 from fluxor_fast.contract import Contract
 from fluxor_fast.errors import HTTPError, RouteError
-from fluxor_fast.http.request import Request
+from fluxor_fast.http.request import UNUSUAL, Request
 from fluxor_fast.http.response import Response
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class Route:
     ``buffered``: …but a body that came in one with its head it may be given whole.
     ``lined``: the layers whose lines are on its answers, the outermost first.
     ``lane``: what admission has to look at: 0 nothing, it goes by the limit that most go by, and
-    runs when it is its turn; 1 that it needs a slot, too; 2 all.
+    runs when it is its turn; 1 that it needs a slot, too; ``UNUSUAL`` all. A worker adds up those
+    of what arrives, and a sum tells whether all are alike.
     ``websocket``: it may answer an offer of a WebSocket with an ``Upgrade``.
     ``wrapped``: there is middleware around it, which may add to its answers.
     ``at_once``: for a coroutine function that mostly has its answer already, what gives that answer
@@ -122,7 +123,7 @@ class Route:
         self.max_body = max_body
         self.max_in_flight = max_in_flight
         usual = priority is Priority.NORMAL and max_in_flight is None
-        self.lane = 2 if not usual else 0 if kind is Kind.SYNC else 1
+        self.lane = UNUSUAL if not usual else 0 if kind is Kind.SYNC else 1
         self.contract = contract
         self.arguments = arguments
         self.stream = stream

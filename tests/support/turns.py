@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 from fluxor_fast import App, Request
@@ -30,8 +32,8 @@ class HandLoop:
         self.soon: deque[Callable[[], None]] = deque()
         self.later: list[tuple[float, Callable[[], None]]] = []
 
-    def call_soon(self, call: Callable[[], None]) -> None:
-        self.soon.append(call)
+    def call_soon(self, call: Callable[[], None], context: Context | None = None) -> None:
+        self.soon.append(partial((context or copy_context()).run, call))
 
     def call_later(self, delay: float, call: Callable[[], None]) -> None:
         self.later.append((delay, call))

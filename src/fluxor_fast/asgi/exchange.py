@@ -195,8 +195,7 @@ class Exchange:
                 await self._open(started, body)
             else:
                 fields = fields_of(started.get("headers", ()))
-                response = AsgiResponse(self._status, fields, body)
-                self._answer(response, fields.closes)
+                self._answer(AsgiResponse(self._status, fields, body), fields.closes)
                 self._over = True
                 if self._waiter is not None:
                     self._end()

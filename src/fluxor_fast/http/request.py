@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHUNKED",
     "CURRENT",
+    "UNUSUAL",
     "BodySource",
     "BothEnds",
     "Connection",
@@ -40,6 +41,9 @@ _new = object.__new__
 
 CHUNKED = -1
 """Value of ``Head.length`` when the body comes in chunks (RFC 9112, section 7.1)."""
+
+UNUSUAL = 1 << 32
+"""Value of ``Head.lane`` when admission has to look at all; see ``Route.lane``."""
 
 CURRENT: ContextVar[Request | None] = ContextVar("fluxor_fast_request", default=None)
 """The request that a coroutine or blocking handler runs for, for lines of the log."""
@@ -211,7 +215,7 @@ class Head:
         self.quick = self.plain and length == 0
         self.direct = self.plain and route.max_in_flight is None
         self.short = self.direct and not route.wrapped
-        self.lane = route.lane if timeout is None else 2
+        self.lane = route.lane if timeout is None else UNUSUAL
 
     def closing(self) -> Head:
         """Return this head as if the client had asked to close the connection after it."""

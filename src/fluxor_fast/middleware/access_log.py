@@ -46,8 +46,8 @@ from fluxor_fast.routing import Call, Kind, Route
 
 __all__ = ["AccessLog"]
 
-Line = Callable[[Request, int], str]
-"""Makes the line of a request, given the status of its answer."""
+Line = Callable[[Request, str], str]
+"""Makes the line of a request, given the status of its answer as text, which is quicker."""
 
 MOST_CLIENTS: Final = 4096
 """Addresses whose texts are remembered."""
@@ -136,7 +136,7 @@ def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], floa
         text = clients[client] = f"{text}{form.request_id}"
         return text
 
-    def line(request: Request, status: int) -> str:
+    def line(request: Request, status: str) -> str:
         now = monotonic()
         until, begin = this
         tenths = int((now - request.arrived) * 1e4 + 0.5)
@@ -218,7 +218,7 @@ class AccessLog:
                     raise
                 kind = type(value)
                 if every and (kind is dict or kind is Json):  # the commonest
-                    write(line(request, 200))
+                    write(line(request, "200"))
                 else:
                     note(request, value)
                 return value
@@ -237,7 +237,7 @@ class AccessLog:
                     raise
                 kind = type(value)
                 if every and (kind is Json or kind is dict):
-                    write(line(request, 200))
+                    write(line(request, "200"))
                 elif kind is CoroutineType:
                     return later(request, value)
                 else:
@@ -261,8 +261,8 @@ class AccessLog:
             if partly and status < 500 and chance() >= sample:
                 return
             if status == 101:
-                outcome.at_end(lambda: write(line(request, status)))
+                outcome.at_end(lambda: write(line(request, "101")))
                 return
-            write(line(request, status))
+            write(line(request, str(status)))
 
         return note

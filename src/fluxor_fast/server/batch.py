@@ -31,7 +31,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from fluxor_fast.http.request import Request
+from fluxor_fast.http.request import UNUSUAL, Request
 from fluxor_fast.http.response import Response, encode_json, encode_text
 from fluxor_fast.routing import Kind, Priority, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
@@ -112,7 +112,7 @@ class BatchRunner(Running):
         pause: float,
         slice_seconds: float,
         ids: Iterator[bytes],
-        call_soon: Callable[[Callable[[], None]], object],
+        call_soon: Callable[..., object],
         call_later: Callable[[float, Callable[[], None]], object],
         threads: Executor,
     ) -> None:
@@ -135,7 +135,7 @@ class BatchRunner(Running):
         self._call_later = call_later
 
         self.arrivals: list[Request] = []
-        self.lanes = 0  # of all of these (see ``Route.lane``)
+        self.lanes = 0  # of all of these, added up (see ``Route.lane``)
         self.outbox: list[Answering] = []
         self.turns = Turns(call_soon)  # of the answers that come in pieces
         self.fresh = 0  # connections made since the last turn
@@ -154,13 +154,13 @@ class BatchRunner(Running):
         if not self.arrivals:
             self.schedule()
         self.arrivals.append(request)
-        self.lanes |= request.head.lane
+        self.lanes += request.head.lane
 
     def schedule(self) -> None:
-        """Have a turn soon."""
+        """Have a turn soon: not in the context of who asks, which may be a request's handler."""
         if not self._scheduled:
             self._scheduled = True
-            self.call_soon(self.turn)
+            self.call_soon(self.turn, context=self._context.copy())
 
     @property
     def busy(self) -> int:
@@ -225,10 +225,11 @@ class BatchRunner(Running):
         self.counters.offered += len(normal)
         for request in normal:
             request.arrived = now
-        if lanes > 1:
+        if lanes >= UNUSUAL:
             normal = self._sorted(normal)
         if normal and self.pacer.recent(now):
             normal = self._without_early(normal, now)
+            lanes = lanes and UNUSUAL  # it is no longer the sum of theirs
         if normal:
             most, reason = self.thresholds.normal, self.thresholds.normal_reason
             if self._published is not None and 0 < self._published[0] < most:
@@ -257,7 +258,7 @@ class BatchRunner(Running):
                 self._launch(request)
             self._execute(exempt, inf)
         if critical:
-            self._admit(critical, self.thresholds.critical, "capacity", lanes=2)
+            self._admit(critical, self.thresholds.critical, "capacity", UNUSUAL)
         return normal
 
     def _without_early(self, requests: list[Request], now: float) -> list[Request]:
@@ -294,9 +295,10 @@ class BatchRunner(Running):
     def _admit(self, requests: list[Request], limit: int, reason: str, lanes: int) -> None:
         """Queue as many of ``requests`` as get a permit, refuse the others.
 
-        :param lanes: theirs, one or the other (see ``Route.lane``).
+        :param lanes: theirs, added up (see ``Route.lane``).
         """
-        if lanes > 1 and self._routes:
+        alike = lanes == 0 or lanes == len(requests)
+        if lanes >= UNUSUAL and self._routes:
             requests = [request for request in requests if self._enter_route(request)]
         granted = self.limit.acquire(len(requests), limit) if requests else 0
         if granted < len(requests):
@@ -307,8 +309,8 @@ class BatchRunner(Running):
         ready, waiting = self._ready, self._waiting
         for request in requests:
             request.permit = request.queued = True
-        if lanes == 0:
-            ready.requests += requests
+        if alike:
+            (waiting if lanes else ready).requests += requests
         else:
             for request in requests:
                 head = request.head

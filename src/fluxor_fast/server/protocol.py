@@ -120,7 +120,7 @@ class HttpProtocol(Answering):
                     runner.schedule()
                 runner.arrivals.append(request)
                 if head.lane:
-                    runner.lanes |= head.lane
+                    runner.lanes += head.lane
                 return
             if not self._closing and self._take_heads(data, head):
                 return
@@ -165,10 +165,10 @@ class HttpProtocol(Answering):
         if several is not None and several.length > 0:
             return stop + several.length == len(data) and self._take_whole(several, data[stop:])
         runner = self.runner
-        found, at = [], 0
+        found, at, lanes = [], 0, 0
         while several is not None and several.quick:
             found.append(several)
-            runner.lanes |= several.lane
+            lanes += several.lane
             at = stop
             if at == len(data):
                 break
@@ -182,6 +182,7 @@ class HttpProtocol(Answering):
         self.current = requests[0]
         self.order = deque(requests)
         runner.arrivals += requests
+        runner.lanes += lanes
         runner.schedule()
         return True
 

@@ -22,7 +22,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import Executor
 from contextvars import copy_context
 from time import monotonic
@@ -30,12 +30,12 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from fluxor_fast.http.request import CURRENT, Request
-from fluxor_fast.http.response import Response
+from fluxor_fast.http.response import Json, Response, encode_ready
 from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.http.upgrade import Upgrade
-from fluxor_fast.routing import Call, Kind, Route
+from fluxor_fast.routing import Kind, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
-from fluxor_fast.server.eager import begin, made
+from fluxor_fast.server.eager import begin, made, settle
 from fluxor_fast.server.leaving import LARGE, Leaving
 from fluxor_fast.server.queueing import WaitingQueue
 from fluxor_fast.server.streaming import AnswerWriter, is_cancelled
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Running"]
 
-SYNC, BLOCKING = Kind.SYNC, Kind.BLOCKING
+ASYNC, BLOCKING = Kind.ASYNC, Kind.BLOCKING
 GROUP: Final = 64
 """Coroutines that begin together."""
 
@@ -66,6 +66,7 @@ class Running(Leaving):
         "_answers",
         "_claimed",
         "_claims",
+        "_context",
         "_dismissed",
         "_freed",
         "_grouped",
@@ -103,6 +104,7 @@ class Running(Leaving):
         self._index = index
         self._claimed = 0  # what this worker's word among the claims says
         self._tasks: set[asyncio.Task[None]] = set()
+        self._context = copy_context()  # of no request: turns and tasks begin in copies of it
         self._starting = False  # coroutines begin, in the turn
         self._freed = 0  # …and so many have given their slots back
         self._grouped = False  # a group of them runs
@@ -121,7 +123,8 @@ class Running(Leaving):
             granted = self.slots.acquire(wanted, self.thresholds.slots)
             requests = waiting.requests
             take = requests.pop if waiting.standing else requests.popleft
-            group: list[Request] = []
+            group: list[Request] = []  # coroutines
+            known: list[Request] = []  # their answers are, mostly
             self._starting = True
             try:
                 while started < granted:  # no more were asked for than really wait
@@ -131,16 +134,18 @@ class Running(Leaving):
                         continue
                     request.queued = False
                     started += 1
-                    at_once = request.head.route.at_once
-                    if at_once is None:
+                    if request.head.route.at_once is None:
+                        if known:  # who came first begins first
+                            self._try(known)
                         group.append(request)
                         if len(group) == GROUP:
                             self._begin(group)
-                        continue
-                    if group:  # who came first begins first
-                        self._begin(group)
-                    if self._try(request, at_once):
-                        self._freed += 1
+                    else:
+                        if group:
+                            self._begin(group)
+                        known.append(request)
+                if known:
+                    self._try(known)
                 if group:
                     self._begin(group)
             finally:  # a handler may have raised what ends the loop
@@ -170,34 +175,44 @@ class Running(Leaving):
         share = -(-self.thresholds.slots // claimants)  # rounded up: no slot stays idle
         return min(wanted, share - self.slots.held)
 
-    def _try(self, request: Request, at_once: Call) -> bool:
-        """Answer, if the answer is known, and return that it was; else have a task find it out."""
-        request.rid = request.head.request_id or self._next_id()
-        CURRENT.set(request)  # until it is done, or a turn asked for here would begin with it
-        try:
-            value = at_once(request)
-            if type(value) is CoroutineType:
-                self._launch(request, going=value)
-                return False
-            found = self._encoded(request, value)
-            if type(found) is not tuple:
-                self._launch(request, going=_known(found))  # type: ignore[arg-type]
-                return False
-            status, answer = found
-        except (Exception, asyncio.CancelledError) as error:
-            status, answer = self._failure(request, error)
-        finally:
-            CURRENT.set(None)
-        self._answers.append((request, status, answer))
-        return True
+    def _try(self, requests: list[Request]) -> None:
+        """Answer each, if its answer is known; else have a task find it out."""
+        next_id, block = self._next_id, self.block
+        keep = not self.draining
+        for request in requests:
+            head = request.head
+            rid = request.rid = head.request_id or next_id()
+            CURRENT.set(request)
+            try:
+                value = head.route.at_once(request)  # type: ignore[misc]
+                kind = type(value)
+                if kind is Json and keep and head.plain:  # the commonest, as ``_encoded`` has it
+                    status = 200
+                    lines = request.fields if head.route.wrapped else b""
+                    answer = encode_ready(value, block, rid, lines)
+                elif kind is CoroutineType:
+                    self._launch(request, value)
+                    continue
+                else:
+                    found = self._encoded(request, value)
+                    if type(found) is not tuple:
+                        self._launch(request, _known(found))  # type: ignore[arg-type]
+                        continue
+                    status, answer = found
+            except (Exception, asyncio.CancelledError) as error:
+                status, answer = self._failure(request, error)
+            self._answers.append((request, status, answer))
+            self._freed += 1
+        requests.clear()
 
     def _begin(self, group: list[Request]) -> None:
         """Run coroutines as tasks to where they first wait; then let those go that are done."""
+        clean = self._context.copy()  # plain functions may have set something in this turn
         if len(group) == 1:
-            self._launch(group.pop())
+            clean.run(self._launch, group.pop())
             return
         loop = asyncio.get_running_loop()
-        tasks, steps = made(loop, [self._serve(request, None, None) for request in group])
+        tasks, steps = clean.run(made, loop, [self._serve(r) for r in group])
         left = iter(steps)
         self._grouped = True
         try:
@@ -207,6 +222,7 @@ class Running(Leaving):
             self._grouped = False
             for step, context in left:  # the one before has raised what ends the loop
                 loop.call_soon(step, context=context)
+            settle(tasks)
             for task, request in zip(tasks, group, strict=True):
                 if not task.done():
                     self._keep(task)
@@ -243,9 +259,8 @@ class Running(Leaving):
             connection.since = tick
             connection.transport.write(answer)
             done += 1
-            if request.permit:
-                request.permit = False
-                permits += 1
+            permits += request.permit
+            request.permit = False
             if request.arrived is not stamp:
                 counters.observe(now - stamp, same)
                 stamp = request.arrived
@@ -260,10 +275,9 @@ class Running(Leaving):
     def _launch(
         self,
         request: Request,
-        response: Response | None = None,
-        going: Awaitable[Any] | None = None,
+        value: Response | Coroutine[Any, Any, Any] | None = None,
     ) -> None:
-        task = begin(asyncio.get_running_loop(), self._serve(request, response, going))
+        task = begin(asyncio.get_running_loop(), self._serve(request, value))
         if not task.done():
             self._keep(task)
 
@@ -271,42 +285,40 @@ class Running(Leaving):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(
-        self, request: Request, response: Response | None, going: Awaitable[Any] | None
-    ) -> None:
+    async def _serve(self, request: Request, value: Any = None) -> None:
         """Run a coroutine or blocking handler and answer.
 
-        :param response: what a synchronous one answered, if it sends its body itself. It needs a
-            task, but no slot.
-        :param going: a coroutine of the answer, if the handler was called already.
+        :param value: a coroutine of the answer, if the handler was called already; or what a
+            synchronous one answered, if it sends its body itself: that needs a task, but no slot.
         """
         CURRENT.set(request)  # of this task alone
         connection: HttpProtocol = request.connection  # type: ignore[assignment]
-        slot = request.permit and response is None
+        slot = request.permit
         began = 0.0
         answer: bytes | None
-        value: Any = response
         try:
-            head = request.head
-            if response is None:
-                if going is None:
-                    request.rid = head.request_id or self._next_id()
-                route = head.route
-                if going is not None:
-                    value = await going
-                elif route.kind is BLOCKING:
-                    loop = asyncio.get_running_loop()
-                    run = copy_context().run
-                    value = await loop.run_in_executor(self.threads, run, route.call, request)
+            if value is None or type(value) is CoroutineType:
+                if value is not None:
+                    value = await value
                 else:
-                    value = route.call(request)
-                    if route.kind is not SYNC:
-                        value = await value
+                    head = request.head
+                    request.rid = head.request_id or self._next_id()
+                    route = head.route
+                    if route.kind is ASYNC:
+                        value = await route.call(request)
+                    elif route.kind is BLOCKING:
+                        loop = asyncio.get_running_loop()
+                        run = copy_context().run
+                        value = await loop.run_in_executor(self.threads, run, route.call, request)
+                    else:
+                        value = route.call(request)
                 if isinstance(value, Response) and value.answered:  # by ``answer``
                     if slot:
                         self._free()
                     self._served()
                     return
+            else:
+                slot = False
             found = self._encoded(request, value)
             if type(found) is not tuple and self._answers:  # what was before it leaves before it
                 self._leave_all()
@@ -402,7 +414,12 @@ class Running(Leaving):
         if response.streams:
             self._launch(request, response)
             return
-        self._answers.append((request, response.status, self._encode(request, response)))
+        head = request.head
+        if head.plain and not head.route.wrapped and not self.draining:  # as ``_encode`` has it
+            answer = response.encode(self.block, request.rid)
+        else:
+            answer = self._encode(request, response)
+        self._answers.append((request, response.status, answer))
         if not self._grouped:
             self._leave_all()
 
