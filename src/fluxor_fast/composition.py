@@ -221,8 +221,10 @@ def _bind(route: Route) -> Call:
 
 def _preparing(lined: Sequence[Layer]) -> Callable[[Call], Call]:
     """Return what has a call begin with the lines of these layers on the request (rule 3)."""
-    plain, secure = object(), object()
-    by_scheme = any(layer.by_scheme for layer in lined)
+    plain = object()
+    places = {"http": plain, "https": plain}
+    if any(layer.by_scheme for layer in lined):
+        places["https"] = object()
 
     def found(request: Request, place: object) -> bytes:
         lines = request.head.memo[place] = b"".join(layer.lines(request) for layer in lined)
@@ -238,12 +240,8 @@ def _preparing(lined: Sequence[Layer]) -> Callable[[Call], Call]:
             return with_none
 
         def with_lines(request: Request) -> Any:
-            place = plain
-            if by_scheme:
-                direct = request.connection.direct
-                scheme = request.scheme if direct is None else direct.scheme
-                if scheme == "https":
-                    place = secure
+            direct = request.connection.direct
+            place = places.get(request.scheme if direct is None else direct.scheme, plain)
             lines = request.head.memo.get(place)
             request.fields = found(request, place) if lines is None else lines
             return call(request)

@@ -146,7 +146,10 @@ def _lines(form: _Form, clock: Callable[[], float], monotonic: Callable[[], floa
         direct = connection.direct
         client = connection.client_of(head) if direct is None else direct.client[0]
         client = clients.get(client) or shown(client)
-        took = short[tenths] if tenths < 1000 else f"{form.ms}{tenths / 10:.1f}{form.client}"
+        try:
+            took = short[tenths]
+        except IndexError:
+            took = f"{form.ms}{tenths / 10:.1f}{form.client}"
         if now >= until:
             begin = begun(now)
         return f"{begin}{said}{status}{took}{client}{rid or request.rid.decode()}{end}"

@@ -62,6 +62,26 @@ class WaitingQueue:
         """Requests that really wait."""
         return len(self.requests) - self.gone
 
+    def take(self, count: int) -> list[Request]:
+        """Take out the next so many, of those who really wait; the newest while it stands."""
+        requests = self.requests
+        if count == len(requests):  # all of them, and nobody is gone
+            taken = list(reversed(requests) if self.standing else requests)
+            requests.clear()
+            for request in taken:
+                request.queued = False
+            return taken
+        take = requests.pop if self.standing else requests.popleft
+        taken = []
+        while len(taken) < count:
+            request = take()
+            if request.queued:
+                request.queued = False
+                taken.append(request)
+            else:
+                self.gone -= 1
+        return taken
+
     def hasten(self, request: Request, deadline: float) -> None:
         """Note that ``request``, which is in the queue, must have left by ``deadline``."""
         heappush(self._early, (deadline, id(request), request))

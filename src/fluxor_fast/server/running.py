@@ -117,23 +117,15 @@ class Running(Leaving):
         waiting = self._waiting
         for request, reason in waiting.overdue(now):
             self._let_go(request, reason)
-        started = 0
+        taken: list[Request] = []
         wanted = self._fair(len(waiting))
         if wanted > 0:
-            granted = self.slots.acquire(wanted, self.thresholds.slots)
-            requests = waiting.requests
-            take = requests.pop if waiting.standing else requests.popleft
+            taken = waiting.take(self.slots.acquire(wanted, self.thresholds.slots))
             group: list[Request] = []  # coroutines
             known: list[Request] = []  # their answers are, mostly
             self._starting = True
             try:
-                while started < granted:  # no more were asked for than really wait
-                    request = take()
-                    if not request.queued:
-                        waiting.gone -= 1
-                        continue
-                    request.queued = False
-                    started += 1
+                for request in taken:
                     if request.head.route.at_once is None:
                         if known:  # who came first begins first
                             self._try(known)
@@ -152,13 +144,13 @@ class Running(Leaving):
                 self._starting = False
                 if self._answers:
                     self._leave_all()
-                self.counters.accepted += started
+                self.counters.accepted += len(taken)
                 if self._freed:
                     self.slots.release(self._freed)
                     self._freed = 0
-                    if requests:
+                    if waiting.requests:
                         self.schedule()
-        waiting.served(started, now)
+        waiting.served(len(taken), now)
         self._claimed = self._claims[self._index] = len(waiting)
 
     def _fair(self, wanted: int) -> int:
