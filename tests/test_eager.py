@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from fluxor_fast.server.eager import begin, made, settle
+from fluxor_fast.server.eager import begin, made
 from tests.support.inprocess import in_loop, until
 
 VALUE: ContextVar[int] = ContextVar("VALUE", default=0)
@@ -100,63 +100,6 @@ async def test_several_are_made_before_the_first_begins_each_in_a_context_of_its
     await until(lambda: len(log) == 7, "they end")
     tasks = log.pop()
     assert log[3:] == [(number, number, task) for number, task in enumerate(tasks, 1)]
-
-
-@in_loop
-async def test_all_tasks_has_a_group_while_it_runs_and_then_those_that_wait() -> None:
-    loop, gate = asyncio.get_running_loop(), asyncio.Event()
-    before, seen = asyncio.all_tasks(), []
-
-    async def work(number: int) -> None:
-        seen.append(asyncio.all_tasks() - before)
-        if number % 2:
-            await gate.wait()
-            assert asyncio.current_task() in asyncio.all_tasks()
-
-    def action() -> list[Any]:
-        tasks, steps = made(loop, [work(number) for number in range(6)])
-        assert asyncio.all_tasks(loop) - before == set(tasks)
-        for step, context in steps:
-            context.run(step)
-        assert seen[0] == set(tasks) and seen[5] == {*tasks[1::2]}  # the others were done
-        settle(tasks)
-        assert asyncio.all_tasks(loop) - before == {*tasks[1::2]}
-        return tasks[1::2]
-
-    await outside(action)
-    gate.set()
-    await until(lambda: asyncio.all_tasks() == before, "they end")
-
-
-@in_loop
-async def test_tasks_that_others_make_meanwhile_are_among_all_tasks() -> None:
-    """A finalizer, or the loop of another thread, may make some while a group is made."""
-    loop = asyncio.get_running_loop()
-    others: list[Any] = []
-
-    async def other() -> None:
-        await asyncio.sleep(0)
-
-    class Making:
-        def __iter__(self) -> Any:
-            yield quick()
-            others.append(asyncio.Task(other(), loop=loop))
-            yield quick()
-
-    async def quick() -> None: ...
-
-    def action() -> None:
-        making: Any = Making()
-        tasks, steps = made(loop, making)
-        assert set(others) <= asyncio.all_tasks(loop)
-        for step, context in steps:
-            context.run(step)
-        settle(tasks)
-        assert set(others) <= asyncio.all_tasks(loop)
-        assert all(task.done() for task in tasks)
-
-    await outside(action)
-    await asyncio.wait(others)
 
 
 @in_loop

@@ -534,3 +534,51 @@ async def test_what_comes_behind_the_last_request_while_it_runs_does_not_reset_i
         assert [one.status for one in await client.rest()] == [200]
         server.check(3)
         await until(lambda: protocol.closed, "it is dropped")
+
+
+@in_loop
+async def test_whatever_comes_behind_a_request_with_its_body_in_one_is_answered() -> None:
+    """What comes next is not looked up as a head: it may be one all the same."""
+    app, _ = make_app()
+
+    @app.post("/back")
+    def echo(request: Request) -> bytes:
+        return request.body
+
+    @app.get("/hello")
+    def hello(request: Request) -> str:
+        return "hello"
+
+    get, whole = head("/hello"), post("/back", b"x" * 1000)
+    new = (head("/hello", f"X-Number: {number}") for number in range(100))
+    async with serving(app) as server:
+        client, protocol = await server.pair()
+
+        async def answered(data: bytes, *bodies: bytes) -> None:
+            await client.send(data)
+            assert [(await client.answer()).body for _ in bodies] == list(bodies)
+            await until(lambda: protocol.current is None, "it is over")
+
+        bodies = {get: b"hello", whole: b"x" * 1000}
+        for first in (whole, get):
+            for second in (get, whole):
+                await answered(first, bodies[first])
+                await answered(second, bodies[second])
+        for data, expected in (
+            (next(new), [b"hello"]),
+            (get + get, [b"hello"] * 2),
+            (get + next(new), [b"hello"] * 2),
+            (whole + whole, [b"x" * 1000] * 2),
+            (get + whole, [b"hello", b"x" * 1000]),
+        ):
+            await answered(whole, b"x" * 1000)
+            await answered(data, *expected)
+        await answered(whole, b"x" * 1000)
+        for part in (whole[:50], whole[50:100]):
+            await client.send(part)
+            await turns()
+        await answered(whole[100:], b"x" * 1000)
+        await answered(whole, b"x" * 1000)
+        await client.send(b"\0\r\n\r\n")
+        assert (await client.answer()).status == 400
+        assert await client.at_end()

@@ -9,10 +9,6 @@ task, its cancellation and what it waits for are as always. Two rules make that 
 is running (a step within a step is an error), and the loop's ``call_soon`` is its own again before
 the step is made. Where either cannot be, tasks begin in the usual way.
 
-A task also enrols itself, for ``asyncio.all_tasks``, and leaves when it is gone: both in Python
-code, an eighth of all that a coroutine takes which never waits. A group is enrolled in one go, and
-after its first steps only those stay who wait. What others enrol meanwhile is passed on.
-
 (``eager_start`` of Python 3.12 makes a task and its first step in one, which ``made`` is to keep
 apart.)
 """
@@ -23,14 +19,8 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from typing import Any
-from weakref import ref
 
-__all__ = ["Step", "begin", "made", "settle"]
-
-_enrolled: Any = getattr(
-    asyncio.tasks, "_scheduled_tasks", getattr(asyncio.tasks, "_all_tasks", None)
-)
-"""Those whom ``all_tasks`` finds; None where they are not kept in a set (from Python 3.14 on)."""
+__all__ = ["Step", "begin", "made"]
 
 Step = tuple[Callable[[], object], Context]
 """A step that a task asks for, and the context in which it is to be made."""
@@ -55,10 +45,7 @@ def _catcher(loop: Any, caught: list[Step]) -> Callable[..., object]:
 def made(
     loop: Any, coroutines: Sequence[Coroutine[Any, Any, None]]
 ) -> tuple[list[asyncio.Task[None]], list[Step]]:
-    """Return tasks, and the first step of each, to be made; no steps: the loop will make them.
-
-    After the steps the tasks are to be given to ``settle``.
-    """
+    """Return tasks, and the first step of each, to be made; no steps: the loop will make them."""
     steps: list[Step] = []
     by_hand = asyncio.current_task(loop) is None
     if by_hand:
@@ -66,32 +53,13 @@ def made(
             loop.call_soon = _catcher(loop, steps)
         except AttributeError:  # a loop without attributes of its own
             by_hand = False
-    came: list[asyncio.Task[Any]] = []
-    if _enrolled is not None:
-        _enrolled.add = came.append
     try:
         # a name of its own takes time
         tasks = [asyncio.Task(one, loop=loop, name="request") for one in coroutines]
     finally:
         if by_hand:
             del loop.call_soon
-        if _enrolled is not None:
-            vars(_enrolled).pop("add", None)  # another thread's loop may have done so
-    if _enrolled is not None:
-        _enrolled.data.update(map(ref, tasks))
-        if came != tasks:
-            for task in came:
-                _enrolled.add(task)
     return tasks, steps
-
-
-def settle(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Have only those of the tasks enrolled, as always, that are not done."""
-    if _enrolled is not None:
-        _enrolled.data.difference_update(map(ref, tasks))
-        for task in tasks:
-            if not task.done():
-                _enrolled.add(task)
 
 
 def begin(loop: Any, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -44,6 +44,9 @@ from fluxor_fast.server.tunnel import Tunnel
 __all__ = ["LINGER", "HttpProtocol"]
 
 LINGER: Final = 2
+WHOLE: Final = -1
+"""Value of ``_slow`` while requests come in one with their bodies: what comes next is not looked up
+as a head then, since that hashes all of it."""
 BURST: Final = 512
 """Chunks read at one go: a read may be full of tiny ones, and would hold up the loop."""
 
@@ -78,7 +81,8 @@ class HttpProtocol(Answering):
         self.pause = self.resumed = 0.0  # the last time that was so (see refusal.Pacer)
         self._reader: Reader | None = None
         self._left = service.keep_alive_requests or None  # None: any number of requests more
-        self._slow = self._left is not None  # the reader is in the middle of something, or counts
+        # above 0: the reader is in the middle of something, or counts; or ``WHOLE``
+        self._slow: int = self._left is not None
         self._held = 0  # bytes of bodies since nothing was in progress
         # of the requests in progress
         self._continued = False
@@ -124,6 +128,13 @@ class HttpProtocol(Answering):
                 return
             if not self._closing and self._take_heads(data, head):
                 return
+        elif (
+            self._slow == WHOLE
+            and self.current is None
+            and not self._closing
+            and self._take_heads(data, None)
+        ):
+            return
         if self._closing:
             self._more = True
             if self.tunnel is not None:
@@ -149,6 +160,13 @@ class HttpProtocol(Answering):
         if stop < 4:
             return False
         if stop == len(data):
+            if self._slow:  # no body any more
+                self._slow = 0
+                known = self._cached.get(data)
+                if known is not None and known.quick:
+                    request = self.current = Request(known, b"", self)
+                    self.runner.arrive(request)
+                    return True
             if known is not None or stop > heads.limits.head or data[0] == 0x0D:
                 return False
             try:
@@ -195,6 +213,7 @@ class HttpProtocol(Answering):
         if gathered is None or head.length > most:
             return False
         self._held = head.length
+        self._slow = WHOLE
         request = self.current = Request(gathered, body, self)
         self.runner.arrive(request)
         return True
@@ -352,7 +371,7 @@ class HttpProtocol(Answering):
             )
         elif self.paused:
             self.go_on()
-        elif self._slow:
+        elif self._slow > 0:
             self._read()
 
     def ends_with(self, request: Request) -> bool:

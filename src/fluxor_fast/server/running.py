@@ -35,7 +35,7 @@ from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.http.upgrade import Upgrade
 from fluxor_fast.routing import Kind, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
-from fluxor_fast.server.eager import begin, made, settle
+from fluxor_fast.server.eager import begin, made
 from fluxor_fast.server.leaving import LARGE, Leaving
 from fluxor_fast.server.queueing import WaitingQueue
 from fluxor_fast.server.streaming import AnswerWriter, is_cancelled
@@ -214,7 +214,6 @@ class Running(Leaving):
             self._grouped = False
             for step, context in left:  # the one before has raised what ends the loop
                 loop.call_soon(step, context=context)
-            settle(tasks)
             for task, request in zip(tasks, group, strict=True):
                 if not task.done():
                     self._keep(task)
@@ -305,9 +304,12 @@ class Running(Leaving):
                     else:
                         value = route.call(request)
                 if isinstance(value, Response) and value.answered:  # by ``answer``
-                    if slot:
-                        self._free()
-                    self._served()
+                    if self._starting:  # as ``_free`` and ``_served`` have it
+                        self._freed += slot
+                    else:
+                        if slot:
+                            self.slots.release(1)
+                        self.schedule()
                     return
             else:
                 slot = False
