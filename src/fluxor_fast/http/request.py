@@ -177,6 +177,8 @@ class Head:
 
     authority: str | None = None
     """Host and port of a target in absolute form: they count, not ``Host`` (RFC 9112, 3.2.2)."""
+    raw = b""
+    """The bytes of the head, if requests with it come in one with their bodies."""
     upgrade = False
     """Whether it offers a WebSocket to a route that takes them; the last request, then."""
 

@@ -65,6 +65,7 @@ class HttpProtocol(Answering):
         "_paced",
         "_reader",
         "_slow",
+        "_whole",
         "ends",
         "pause",
         "resumed",
@@ -83,6 +84,7 @@ class HttpProtocol(Answering):
         self._left = service.keep_alive_requests or None  # None: any number of requests more
         # above 0: the reader is in the middle of something, or counts; or ``WHOLE``
         self._slow: int = self._left is not None
+        self._whole: Head | None = None  # of the last request that came in one with its body
         self._held = 0  # bytes of bodies since nothing was in progress
         # of the requests in progress
         self._continued = False
@@ -132,7 +134,7 @@ class HttpProtocol(Answering):
             self._slow == WHOLE
             and self.current is None
             and not self._closing
-            and self._take_heads(data, None)
+            and (self._take_another(data) or self._take_heads(data, None))
         ):
             return
         if self._closing:
@@ -181,7 +183,7 @@ class HttpProtocol(Answering):
             return True
         several = self._cached.get(data[:stop])
         if several is not None and several.length > 0:
-            return stop + several.length == len(data) and self._take_whole(several, data[stop:])
+            return stop + several.length == len(data) and self._take_whole(several, data, stop)
         runner = self.runner
         found, at, lanes = [], 0, 0
         while several is not None and several.quick:
@@ -204,8 +206,25 @@ class HttpProtocol(Answering):
         runner.schedule()
         return True
 
-    def _take_whole(self, head: Head, body: bytes) -> bool:
-        """Take in a request that came in one; return False if the reader must see to it."""
+    def _take_another(self, data: bytes) -> bool:
+        """Take in a request that came in one if its head is that of the one before."""
+        head = self._whole
+        if (
+            head is None
+            or not data.startswith(head.raw)
+            or len(data) != len(head.raw) + head.length
+        ):
+            return False
+        self._held = head.length
+        request = self.current = Request(head, data[len(head.raw) :], self)
+        self.runner.arrive(request)
+        return True
+
+    def _take_whole(self, head: Head, data: bytes, stop: int) -> bool:
+        """Take in a request that came in one; return False if the reader must see to it.
+
+        :param stop: where its body begins.
+        """
         gathered = head.gathered
         most = head.route.max_body
         if most is None:
@@ -214,7 +233,9 @@ class HttpProtocol(Answering):
             return False
         self._held = head.length
         self._slow = WHOLE
-        request = self.current = Request(gathered, body, self)
+        self._whole = gathered
+        gathered.raw = gathered.raw or data[:stop]
+        request = self.current = Request(gathered, data[stop:], self)
         self.runner.arrive(request)
         return True
 
