@@ -83,6 +83,30 @@ def _batch(connections: int, depth: int, path: str = "/", *, cold: bool = False)
     return (new if cold else known), connections * depth
 
 
+def _bodies(size: int) -> Step:
+    """Return requests whose bodies come with their heads, in new objects as from a socket."""
+    app = App()
+
+    @app.post("/")
+    def received(request: Request) -> dict[str, object]:
+        return {"bytes": len(request.body)}
+
+    bench = Bench(app, HandLoop(), slice_seconds=60)
+    bench.runner.block = b"Date: Mon, 03 Jun 2024 08:00:00 GMT\r\nX-Request-ID: "
+    protocols = [bench.connect(Silent) for _ in range(16)]
+    head = HEAD.replace(b"GET", b"POST")[:-2] + b"Content-Length: %d\r\n\r\n" % size
+    data = memoryview(head + b"x" * size)
+
+    def ask() -> None:
+        for protocol in protocols:
+            protocol.data_received(bytes(data))
+        while bench.runner.busy:
+            bench.loop.turn()
+
+    ask()  # the head is known from now on
+    return ask, len(protocols)
+
+
 def _tasks(app: App, data: bytes) -> Step:
     """Of coroutines, which need a loop; none of them has to wait for it."""
     bench = Bench(app, HandLoop(), slots=100)
@@ -170,6 +194,8 @@ STEPS: dict[str, Callable[[], Step]] = {
     "cold_16": lambda: _batch(16, 1, cold=True),
     "text_16": lambda: _batch(16, 1, "/text"),
     "response_16": lambda: _batch(16, 1, "/response"),
+    "body_16": lambda: _bodies(1000),
+    "large_16": lambda: _bodies(17_000),
     "coroutine_16": _coroutine,
     "asgi_16": _asgi,
     "asgi_body_16": lambda: _asgi(b"x" * 1000),
