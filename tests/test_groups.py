@@ -347,6 +347,43 @@ def test_what_ends_the_loop_leaves_the_others_of_its_group_as_they_were(what: An
     loop.close()
 
 
+@pytest.mark.parametrize("standing", [False, True])
+@in_loop
+async def test_what_ends_the_loop_leaves_those_waiting_who_have_not_begun(standing: bool) -> None:
+    """Known answers behind one, and coroutines behind those, would have held permit and slot."""
+    app, cache = App(), Cache()
+
+    class Ends(Layer):
+        def begin(self, request: Request) -> Any:
+            if "x-end" in request.headers:
+                raise GeneratorExit
+
+    @app.get("/known", middleware=[Ends()])
+    @cache.cached(ttl=60, key=lambda request: 1)
+    async def known(request: Request) -> dict[str, int]:
+        return {"a": 1}
+
+    @app.get("/")
+    async def good(request: Request) -> Any:
+        return {}
+
+    await known(None)
+    requests = [head(), head("/known"), head("/known", "X-End: 1"), head("/known"), head(), head()]
+    bench, transports = asked(app, *requests)
+    bench.runner._waiting.standing = standing
+    bench.runner._waiting.target = 60.0  # nobody is too late
+    with pytest.raises(GeneratorExit):
+        await outside(bench)
+    assert transports[2].closing
+    bench.runner.counters.publish()
+    bench.assert_adds_up()
+    assert bench.memory.slots[0] == 0
+    bench.runner.schedule()
+    await outside(bench)
+    assert statuses(transports) == [[200], [200], [], [200], [200], [200]]
+    bench.assert_empty()
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 @in_loop
 async def test_a_plain_handler_that_raises_anything_gives_its_permit_back(wrapped: bool) -> None:

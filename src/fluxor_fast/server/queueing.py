@@ -82,6 +82,15 @@ class WaitingQueue:
                 self.gone -= 1
         return taken
 
+    def put_back(self, taken: list[Request]) -> None:
+        """Have those wait on, before all others, who were taken out last."""
+        for request in taken:
+            request.queued = True
+        if self.standing:
+            self.requests.extend(reversed(taken))
+        else:
+            self.requests.extendleft(reversed(taken))
+
     def hasten(self, request: Request, deadline: float) -> None:
         """Note that ``request``, which is in the queue, must have left by ``deadline``."""
         heappush(self._early, (deadline, id(request), request))

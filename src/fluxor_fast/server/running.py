@@ -123,24 +123,31 @@ class Running(Leaving):
             taken = waiting.take(self.slots.acquire(wanted, self.thresholds.slots))
             group: list[Request] = []  # coroutines
             known: list[Request] = []  # their answers are, mostly
+            left = iter(taken)
             self._starting = True
             try:
-                for request in taken:
+                for request in left:
                     if request.head.route.at_once is None:
+                        group.append(request)
                         if known:  # who came first begins first
                             self._try(known)
-                        group.append(request)
                         if len(group) == GROUP:
                             self._begin(group)
                     else:
+                        known.append(request)
                         if group:
                             self._begin(group)
-                        known.append(request)
                 if known:
                     self._try(known)
                 if group:
                     self._begin(group)
-            finally:  # a handler may have raised what ends the loop
+            except BaseException:  # it ends the loop, or should: who has not begun waits on
+                rest = [*known, *group, *left]
+                del taken[len(taken) - len(rest) :]
+                waiting.put_back(rest)
+                self._freed += len(rest)
+                raise
+            finally:
                 self._starting = False
                 if self._answers:
                     self._leave_all()
@@ -193,6 +200,12 @@ class Running(Leaving):
                     status, answer = found
             except (Exception, asyncio.CancelledError) as error:
                 status, answer = self._failure(request, error)
+            except BaseException:
+                del requests[: requests.index(request) + 1]
+                request.connection.abort()  # type: ignore[attr-defined]
+                self._abort(request)
+                self._freed += 1
+                raise
             self._answers.append((request, status, answer))
             self._freed += 1
         requests.clear()
