@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import re
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ from fluxor_fast.routing import Kind, Route
 from fluxor_fast.server import running
 from fluxor_fast.server.admission import KernelLock, SharedLimit, full_fence
 from fluxor_fast.server.protocol import HttpProtocol
-from tests.support.inprocess import head, in_loop, post, serving, until
+from tests.support.inprocess import head, in_loop, post, until
 from tests.support.turns import Bench, HandLoop, Transport
 
 
@@ -732,73 +731,3 @@ async def test_whole_new_and_cut_it_is_the_same_request(
             bench.loop.run()
             bench.assert_empty()
             assert got[0] == got[1] == got[2], (text[:30], lines)
-
-
-@in_loop
-async def test_what_plain_functions_set_in_a_turn_its_coroutines_do_not_see() -> None:
-    app, cache, user = App(), Cache(), ContextVar("user", default="nobody")
-    seen: list[Any] = []
-
-    @app.get("/plain")
-    def plain(request: Request) -> dict[str, int]:
-        user.set("alice")
-        return {"a": 1}
-
-    class Sets(Layer):
-        def begin(self, request: Request) -> Any:
-            user.set("bob")
-
-    @app.get("/known", middleware=[Sets()])
-    @cache.cached(ttl=60, key=lambda request: 1)
-    async def known(request: Request) -> dict[str, int]:
-        return {"a": 1}
-
-    @app.get("/coroutine")
-    async def coroutine(request: Request) -> dict[str, int]:
-        seen.append(user.get())
-        return {"a": 1}
-
-    await known(None)
-    for paths in (["/plain", "/known", "/coroutine"], ["/known", *["/coroutine"] * 3, "/plain"]):
-        bench, transports = asked(app, *map(head, paths))
-        await outside(bench)
-        assert statuses(transports) == [[200]] * len(paths)
-        bench.assert_empty()
-    assert seen == ["nobody"] * 4
-
-
-@in_loop
-async def test_a_turn_is_in_no_request_context() -> None:
-    """A handler that ended asked for a turn: those that began in it had what that one had set."""
-    app, user = App(), ContextVar("user", default="nobody")
-    gate = asyncio.Event()
-    seen: list[Any] = []
-
-    @app.get("/slow")
-    async def slow(request: Request) -> dict[str, int]:
-        user.set("alice")
-        await gate.wait()
-        return {"a": 1}
-
-    @app.get("/plain")
-    def plain(request: Request) -> dict[str, int]:
-        seen.append((user.get(), CURRENT.get()))
-        return {"a": 1}
-
-    @app.get("/coroutine")
-    async def coroutine(request: Request) -> dict[str, int]:
-        seen.append((user.get(), CURRENT.get() if CURRENT.get() is not request else None))
-        return {"a": 1}
-
-    async with serving(app) as server:
-        one, other = await server.connect(), await server.connect()
-        for path in ["/plain", "/coroutine"] * 10:
-            gate.clear()
-            await one.send(head("/slow"))
-            await until(lambda: gate._waiters, "the handler has begun")
-            gate.set()
-            await asyncio.sleep(0)  # it ends, and asks for a turn
-            await other.send(head(path))
-            await one.answer()
-            await other.answer()
-    assert seen == [("nobody", None)] * 20

@@ -231,12 +231,8 @@ def test_processes_that_race_let_through_the_exact_number(fence: Fence | None) -
     assert sum(words) >= policy.burst + 1000 * seconds * 0.97  # the last look is before the end
 
 
-@FENCES
-def test_accounts_that_are_fresh_when_processes_race_for_them(fence: Fence | None) -> None:
-    """The hard case of rule 1: who begins an account, while others charge it already.
-
-    Time stands still, so exactly the burst gets through, but for one for each other worker.
-    """
+def race_for_fresh_accounts(fence: Fence | None) -> int:
+    """Check the bounds; return of how many accounts more than one worker had a part."""
     workers, owners, burst = 2, 3000, 3
     if os.environ.get("PROVE") == "long":
         owners *= 20
@@ -274,7 +270,20 @@ def test_accounts_that_are_fresh_when_processes_race_for_them(fence: Fence | Non
     print(f"{dict(found)} of {owners} accounts; of {mixed} more than one worker had a part")
     assert burst <= min(found)
     assert max(found) <= burst + workers - 1
-    assert mixed
+    return mixed
+
+
+@FENCES
+def test_accounts_that_are_fresh_when_processes_race_for_them(fence: Fence | None) -> None:
+    """The hard case of rule 1: who begins an account, while others charge it already.
+
+    Time stands still, so exactly the burst gets through, but for one for each other worker. A
+    machine that lets them run only one after the other is given more chances.
+    """
+    for _ in range(5):
+        if race_for_fresh_accounts(fence):
+            return
+    pytest.skip("no two processes ever ran at the same time")
 
 
 def test_what_a_killed_worker_has_charged_stays_and_its_successor_goes_on() -> None:

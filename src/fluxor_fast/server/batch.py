@@ -198,7 +198,7 @@ class BatchRunner(Running):
                 ready.served(self._execute(ready, now + self.slice_seconds), now)
         self.fresh = 0
         if waiting.requests or self._claimed:
-            self._start(now)
+            self._context.copy().run(self._start, now)
         if self.outbox:
             outbox, self.outbox = self.outbox, []
             for connection in outbox:
@@ -420,7 +420,7 @@ class BatchRunner(Running):
                 others += 1
                 now = monotonic()
                 if answer is None:
-                    self._launch(request, found)  # type: ignore[arg-type]
+                    self._context.copy().run(self._launch, request, found)  # type: ignore[arg-type]
                 else:
                     self._answers.append((request, status, answer))
                 if now >= until:

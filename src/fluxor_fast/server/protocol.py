@@ -30,8 +30,10 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Final
+from weakref import ref
 
 from fluxor_fast.errors import HTTPError
 from fluxor_fast.http.request import Head, Request, StreamedRequest
@@ -49,6 +51,10 @@ WHOLE: Final = -1
 as a head then, since that hashes all of it."""
 BURST: Final = 512
 """Chunks read at one go: a read may be full of tiny ones, and would hold up the loop."""
+
+
+def _none() -> None:
+    """Instead of a reference to nothing."""
 
 
 class HttpProtocol(Answering):
@@ -84,7 +90,8 @@ class HttpProtocol(Answering):
         self._left = service.keep_alive_requests or None  # None: any number of requests more
         # above 0: the reader is in the middle of something, or counts; or ``WHOLE``
         self._slow: int = self._left is not None
-        self._whole: Head | None = None  # of the last request that came in one with its body
+        # of the last request that came in one with its body; the cache of heads keeps it, not we
+        self._whole: Callable[[], Head | None] = _none
         self._held = 0  # bytes of bodies since nothing was in progress
         # of the requests in progress
         self._continued = False
@@ -208,7 +215,7 @@ class HttpProtocol(Answering):
 
     def _take_another(self, data: bytes) -> bool:
         """Take in a request that came in one if its head is that of the one before."""
-        head = self._whole
+        head = self._whole()
         if (
             head is None
             or not data.startswith(head.raw)
@@ -233,7 +240,7 @@ class HttpProtocol(Answering):
             return False
         self._held = head.length
         self._slow = WHOLE
-        self._whole = gathered
+        self._whole = ref(gathered)
         gathered.raw = gathered.raw or data[:stop]
         request = self.current = Request(gathered, data[stop:], self)
         self.runner.arrive(request)

@@ -113,7 +113,10 @@ class Running(Leaving):
         self._dismissed = 0  # …is told this, once the worker stops
 
     def _start(self, now: float) -> None:
-        """Start what slots allow, first in, first out (but see ``queueing``)."""
+        """Start what slots allow, first in, first out (but see ``queueing``).
+
+        In a context of its own: that of the turn has what plain functions have set in it.
+        """
         waiting = self._waiting
         for request, reason in waiting.overdue(now):
             self._let_go(request, reason)
@@ -181,21 +184,22 @@ class Running(Leaving):
         for request in requests:
             head = request.head
             rid = request.rid = head.request_id or next_id()
-            CURRENT.set(request)
+            CURRENT.set(request)  # of this context, which is of no request
+            context = copy_context()
             try:
-                value = head.route.at_once(request)  # type: ignore[misc]
+                value = context.run(head.route.at_once, request)  # type: ignore[arg-type]
                 kind = type(value)
                 if kind is Json and keep and head.plain:  # the commonest, as ``_encoded`` has it
                     status = 200
                     lines = request.fields if head.route.wrapped else b""
                     answer = encode_ready(value, block, rid, lines)
                 elif kind is CoroutineType:
-                    self._launch(request, value)
+                    context.run(self._launch, request, value)
                     continue
                 else:
                     found = self._encoded(request, value)
                     if type(found) is not tuple:
-                        self._launch(request, _known(found))  # type: ignore[arg-type]
+                        context.run(self._launch, request, _known(found))  # type: ignore[arg-type]
                         continue
                     status, answer = found
             except (Exception, asyncio.CancelledError) as error:
@@ -212,12 +216,11 @@ class Running(Leaving):
 
     def _begin(self, group: list[Request]) -> None:
         """Run coroutines as tasks to where they first wait; then let those go that are done."""
-        clean = self._context.copy()  # plain functions may have set something in this turn
         if len(group) == 1:
-            clean.run(self._launch, group.pop())
+            self._launch(group.pop())
             return
         loop = asyncio.get_running_loop()
-        tasks, steps = clean.run(made, loop, [self._serve(r) for r in group])
+        tasks, steps = made(loop, [self._serve(request) for request in group])
         left = iter(steps)
         self._grouped = True
         try:
