@@ -221,10 +221,8 @@ def _bind(route: Route) -> Call:
 
 def _preparing(lined: Sequence[Layer]) -> Callable[[Call], Call]:
     """Return what has a call begin with the lines of these layers on the request (rule 3)."""
-    plain = object()
-    places = {"http": plain, "https": plain}
-    if any(layer.by_scheme for layer in lined):
-        places["https"] = object()
+    plain, secure = object(), object()
+    by_scheme = any(layer.by_scheme for layer in lined)
 
     def found(request: Request, place: object) -> bytes:
         lines = request.head.memo[place] = b"".join(layer.lines(request) for layer in lined)
@@ -240,8 +238,11 @@ def _preparing(lined: Sequence[Layer]) -> Callable[[Call], Call]:
             return with_none
 
         def with_lines(request: Request) -> Any:
-            direct = request.connection.direct
-            place = places.get(request.scheme if direct is None else direct.scheme, plain)
+            place = plain
+            if by_scheme:  # behind a proxy it takes time to find out
+                direct = request.connection.direct
+                if (request.scheme if direct is None else direct.scheme) == "https":
+                    place = secure
             lines = request.head.memo.get(place)
             request.fields = found(request, place) if lines is None else lines
             return call(request)
