@@ -39,9 +39,10 @@ class Stacks:
 
     def read(self) -> str:
         """Return what was written since the last time."""
-        # by position: the place to write at is shared with the worker
-        data = os.pread(self._fd, MOST_BYTES, self._read)
-        self._read = os.fstat(self._fd).st_size
+        # by position: the place to write at is shared with the worker, which may be writing on
+        size = os.fstat(self._fd).st_size
+        data = os.pread(self._fd, min(MOST_BYTES, size - self._read), self._read)
+        self._read = size
         return data.decode(errors="replace").strip()
 
     def close(self) -> None:
