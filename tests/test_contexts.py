@@ -12,18 +12,25 @@ from fluxor_fast.composition import Layer
 from fluxor_fast.http.request import CURRENT
 from fluxor_fast.http.streaming import StreamingResponse
 from tests.support.inprocess import head, in_loop, serving, until
-from tests.test_groups import asked, body, outside, statuses
+from tests.support.turns import asked, body, outside, statuses
 
 
-@in_loop
-async def test_what_plain_functions_set_in_a_turn_its_coroutines_do_not_see() -> None:
-    app, cache, user = App(), Cache(), ContextVar("user", default="nobody")
-    seen: list[Any] = []
+def app_that_sets() -> tuple[App, ContextVar[str]]:
+    """Return an application with a plain handler that sets the variable, and that."""
+    app, user = App(), ContextVar("user", default="nobody")
 
     @app.get("/plain")
     def plain(request: Request) -> dict[str, int]:
         user.set("alice")
         return {"a": 1}
+
+    return app, user
+
+
+@in_loop
+async def test_what_plain_functions_set_in_a_turn_its_coroutines_do_not_see() -> None:
+    (app, user), cache = app_that_sets(), Cache()
+    seen: list[Any] = []
 
     class Sets(Layer):
         def begin(self, request: Request) -> Any:
@@ -88,13 +95,8 @@ async def test_a_turn_is_in_no_request_context() -> None:
 @in_loop
 async def test_a_cached_coroutine_sees_nothing_that_others_of_its_turn_have_set() -> None:
     """A miss: the coroutine of ``at_once`` begins in the turn's context."""
-    app, cache, user = App(), Cache(), ContextVar("user", default="nobody")
+    (app, user), cache = app_that_sets(), Cache()
     seen: list[Any] = []
-
-    @app.get("/plain")
-    def plain(request: Request) -> dict[str, int]:
-        user.set("alice")
-        return {"a": 1}
 
     @app.get("/cached/{n:int}")
     @cache.cached(ttl=60, key=lambda request, n: n)
@@ -132,13 +134,8 @@ async def test_a_known_answer_is_not_that_of_another_user_of_its_turn() -> None:
 
 @in_loop
 async def test_an_answer_in_pieces_sees_nothing_that_others_of_its_turn_have_set() -> None:
-    app, user = App(), ContextVar("user", default="nobody")
+    app, user = app_that_sets()
     seen: list[Any] = []
-
-    @app.get("/plain")
-    def plain(request: Request) -> dict[str, int]:
-        user.set("alice")
-        return {"a": 1}
 
     @app.get("/pieces")
     def pieces(request: Request) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -197,3 +199,39 @@ def burning_app(clock: Clock, seconds: float = 0.001) -> tuple[App, list[str]]:
         return {"n": n}
 
     return app, served
+
+
+async def outside(bench: Bench) -> None:
+    """Have the worker's turn come while no task is running, as the loop does."""
+    done = asyncio.get_running_loop().create_future()
+
+    def act() -> None:
+        try:
+            bench.loop.run()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    asyncio.get_running_loop().call_soon(act)
+    await done
+
+
+def asked(app: App, *requests: bytes) -> tuple[Bench, list[Transport]]:
+    """Return a worker that has got these in one turn, each on a connection of its own."""
+    bench = Bench(app, HandLoop(), slots=100)
+    transports = []
+    for request in requests:
+        protocol: HttpProtocol = bench.connect()
+        transports.append(protocol.transport)
+        protocol.data_received(request)
+    bench.runner.fresh = 0
+    return bench, transports
+
+
+def statuses(transports: list[Transport]) -> list[list[int]]:
+    return [transport.statuses for transport in transports]
+
+
+def body(transport: Transport) -> Any:
+    return json.loads(b"".join(transport.written).partition(b"\r\n\r\n")[2])

@@ -320,12 +320,9 @@ class Running(Leaving):
                     else:
                         value = route.call(request)
                 if isinstance(value, Response) and value.answered:  # by ``answer``
-                    if self._starting:  # as ``_free`` and ``_served`` have it
-                        self._freed += slot
-                    else:
-                        if slot:
-                            self.slots.release(1)
-                        self.schedule()
+                    if slot:
+                        self._free()
+                    self._served()
                     return
             else:
                 slot = False
@@ -424,12 +421,7 @@ class Running(Leaving):
         if response.streams:
             self._launch(request, response)
             return
-        head = request.head
-        if head.plain and not head.route.wrapped and not self.draining:  # as ``_encode`` has it
-            answer = response.encode(self.block, request.rid)
-        else:
-            answer = self._encode(request, response)
-        self._answers.append((request, response.status, answer))
+        self._answers.append((request, response.status, self._encode(request, response)))
         if not self._grouped:
             self._leave_all()
 
