@@ -637,21 +637,26 @@ def seen(bench: Bench, *paths: str) -> None:
         bench.loop.run()
 
 
-def test_pipelined_heads_seen_before_are_answered_in_order_in_one_write(clock: Clock) -> None:
+@pytest.mark.parametrize("numbers", [[0, 1, 2, 3, 4], [1, 1, 1, 1], [1, 1, 2, 1]])
+@pytest.mark.parametrize("behind", ["", "GET /burn/"])
+def test_pipelined_heads_seen_before_are_answered_in_order_in_one_write(
+    numbers: list[int], behind: str, clock: Clock
+) -> None:
     app, served = burning_app(clock, seconds=0.0)
     bench = Bench(app, HandLoop())
-    paths = [f"/burn/{n}" for n in range(5)]
+    paths = [f"/burn/{n}" for n in numbers]
     seen(bench, *paths)
     served.clear()
     protocol = bench.connect()
-    protocol.data_received(b"".join(head(path) for path in paths))
+    protocol.data_received(b"".join(head(path) for path in paths) + behind.encode())
     bench.loop.run()
-    assert served == [f"burn {n}" for n in range(5)]
-    assert protocol.transport.statuses == [200] * 5
+    assert served == [f"burn {n}" for n in numbers]
+    assert protocol.transport.statuses == [200] * len(numbers)
     assert len(protocol.transport.written) == 1
-    protocol.data_received(head("/burn/3"))  # and the connection goes on
+    protocol.data_received(head("/burn/3")[len(behind) :])  # and the connection goes on
     bench.loop.run()
-    assert protocol.transport.statuses == [200] * 6
+    assert served[len(numbers) :] == ["burn 3"]
+    assert protocol.transport.statuses == [200] * (len(numbers) + 1)
     bench.assert_empty()
 
 

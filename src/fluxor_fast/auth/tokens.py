@@ -25,9 +25,8 @@ import hashlib
 import time
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from hmac import compare_digest
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, NamedTuple, TypeGuard
 
 import jwt
 import orjson
@@ -54,14 +53,14 @@ _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _PLAIN = bytes.maketrans(b"-_+/", b"+/!!")  # what is not of the URL-safe alphabet is an error
+_PADS: Final = (b"", b"", b"==", b"=")  # by the length modulo 4; 1 is the length of nothing
 _SIGNATURE: Final = 43  # characters
 _OURS: Final = frozenset(("user_id", "email", "roles", "iat", "exp", "sub"))
 _TEXT: Final = frozenset((str,))
 _MORE: Final = frozenset(("permissions", "sid"))
 
 
-@dataclass(frozen=True, slots=True)
-class Claims:
+class Claims(NamedTuple):
     """Who a token speaks for. Times are Unix seconds."""
 
     user_id: int
@@ -213,19 +212,26 @@ class Tokens:
         found = self._read(token.encode())
         if found is None:
             found = read(token, self._keys, self._policy, self._clock())
-        user_id, email, roles = found.get("user_id"), found.get("email"), found.get("roles")
-        permissions, session = found.get("permissions"), found.get("sid")
-        issued, expires = found.get("iat"), found["exp"]
+        try:
+            user_id, email, roles = found["user_id"], found["email"], found["roles"]
+            issued, expires, subject = found["iat"], found["exp"], found["sub"]
+        except KeyError:
+            raise bad_token() from None
         # another program may hold the same key and sign other claims
-        if (
+        if not (
             type(user_id) is int
             and isinstance(email, str)
             and _is_texts(roles)
             and type(issued) is int
             and type(expires) is int
-            and found.get("sub") == str(user_id)
-            and (permissions is None or _is_texts(permissions))
-            and (session is None or isinstance(session, str))
+            and subject == str(user_id)
+        ):
+            raise bad_token()
+        if len(found) == len(_OURS):
+            return Claims(user_id, email, tuple(roles), issued, expires)
+        permissions, session = found.get("permissions"), found.get("sid")
+        if (permissions is None or _is_texts(permissions)) and (
+            session is None or isinstance(session, str)
         ):
             may = tuple(permissions) if permissions else ()
             return Claims(user_id, email, tuple(roles), issued, expires, may, session)
@@ -243,16 +249,16 @@ class Tokens:
         if not compare_digest(signer.sign(payload), signature):
             raise bad_token()
         try:
-            data = a2b_base64(
-                payload.translate(_PLAIN) + b"=" * (-len(payload) % 4), strict_mode=True
-            )
+            data = a2b_base64(payload.translate(_PLAIN) + _PADS[len(payload) & 3], strict_mode=True)
             found = orjson.loads(data)
         except ValueError:  # signed, but not by us
             return None
         if not isinstance(found, dict):
             return None
-        names, own = found.keys(), self._names
-        if names != own and not own <= names <= own | _MORE:
+        own = self._names
+        if not (len(found) == len(own) and own.issuperset(found)) and not (
+            own <= found.keys() <= own | _MORE
+        ):
             return None
         if self._fixed and any(found[name] != value for name, value in self._fixed.items()):
             return None
