@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -234,6 +234,12 @@ def fill(url: str) -> None:
         work.fill(connection)
 
 
+def _embedded(folder: Path) -> AbstractContextManager[str]:
+    from fluxor_fast.db.embedded import embedded_postgres  # an extra, wanted only here
+
+    return embedded_postgres(folder, max_connections=100)
+
+
 def scaling(folder: Path, seconds: float, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Return CPU per request with one process and with two, on all cores: ours and the ceiling's.
 
@@ -271,6 +277,7 @@ def scaling(folder: Path, seconds: float, rounds: int) -> dict[str, dict[str, li
 @click.option("--seconds", default=2, type=click.IntRange(1), help="Length of a counted run.")
 @click.option("--quick", is_flag=True, help="At most 3 rounds, of 1 s; 64 connections.")
 @click.option("--scaling/--no-scaling", "scales", default=True, help="One worker against two.")
+@click.option("--database", metavar="URL", help="Read this PostgreSQL; its table `world` is lost.")
 @click.option("--report-only", is_flag=True, help="Measure nothing: the report once more.")
 @click.option("--json", "target", default=RESULTS / "compare.json", type=click.Path(path_type=Path))
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder of SVGs.")
@@ -282,6 +289,7 @@ def main(
     seconds: int,
     quick: bool,
     scales: bool,
+    database: str | None,
     report_only: bool,
     target: Path,
     plots: Path | None,
@@ -296,7 +304,8 @@ def main(
         if quick:
             rounds, seconds = min(rounds, 3), 1
         try:
-            harness.write_json(target, run(names, chosen, counts, rounds, seconds, scales))
+            report = run(names, chosen, counts, rounds, seconds, scales, database)
+            harness.write_json(target, report)
         except Failed as error:
             raise click.ClickException(f"no report: {error}") from None
     report = json.loads(target.read_text())
@@ -313,8 +322,12 @@ def run(
     rounds: int,
     seconds: int,
     scales: bool,
+    database: str | None,
 ) -> dict[str, Any]:
-    """Measure, and return the report."""
+    """Measure, and return the report.
+
+    :param database: URL of a PostgreSQL for the workloads that read one; None: start one.
+    """
     harness.wrk_path()
     if max(counts) + 500 > harness.claim_files():
         raise Failed(f"{max(counts)} connections need more open files than are allowed")
@@ -338,9 +351,7 @@ def run(
             comparison.measure(everybody, over_http, counts, rounds)
         reading = [w for w in chosen if w in DATABASE]
         if reading:
-            from fluxor_fast.db.embedded import embedded_postgres  # an extra, wanted only here
-
-            url = stack.enter_context(embedded_postgres(folder / "database", max_connections=100))
+            url = database or stack.enter_context(_embedded(folder / "database"))
             fill(url)
             readers = [n for n in names if CONTESTANTS[n].workloads & DATABASE]
             comparison.measure(readers, reading, counts, rounds, url)

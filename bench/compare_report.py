@@ -68,7 +68,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         groups.setdefault((result["workload"], result["connections"]), []).append(result)
     settings, lines = report["settings"], []
     lines.append(
-        f"`{report['command']}`: {report['machine']['cpu']}, {settings['cores']},"
+        f"`{report['command']}`: {report['machine']['cpu']}, {report['machine']['python']},"
+        f" {settings['cores']},"
         f" {settings['rounds']} rounds of {settings['seconds']} s, medians (least–most)."
     )
     lines.append(", ".join(f"{name} {version}" for name, version in report["versions"].items()))

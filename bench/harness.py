@@ -657,13 +657,19 @@ def vendor() -> str:
     return _cpuinfo("vendor_id", "")
 
 
+def _python() -> str:
+    jit = getattr(sys, "_jit", None)  # 3.14 and later; servers inherit PYTHON_JIT
+    on = jit is not None and jit.is_enabled()
+    return f"{platform.python_implementation()} {platform.python_version()}{' with its JIT' * on}"
+
+
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     return {
         "cpu": _cpuinfo("model name", platform.processor() or platform.machine()),
         "cores": sorted(os.sched_getaffinity(0)),
         "kernel": platform.release(),
-        "python": platform.python_version(),
+        "python": _python(),
         "load_average_before": os.getloadavg()[0],
     }
 

@@ -49,7 +49,7 @@ def result(workload: str, connections: int, server: str, cpus: list[float]) -> d
 
 def report_of(*results: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
-        "machine": {"cpu": "a processor"},
+        "machine": {"cpu": "a processor", "python": "a Python"},
         "versions": {"uvloop": "1"},
         "command": "python bench/compare.py",
         "settings": {"rounds": 3, "seconds": 1, "cores": "two"},

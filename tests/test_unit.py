@@ -77,6 +77,7 @@ def verified(folder: Path, service: str) -> str:
     said = analyze(
         "verify",
         "--recursive-errors=no",
+        "--man=no",  # whether its pages are installed here
         folder / "fluxor-fast.service",
         folder / "fluxor-fast.socket",
     )

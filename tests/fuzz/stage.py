@@ -28,7 +28,7 @@ import gc
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fluxor_fast import App, HTTPError, Request
@@ -764,13 +764,26 @@ class Stage:
         assert observed == completed, (observed, completed)
         assert not self.service.open and not runner.outbox and not runner.pacer.waiting
         for at in range(len(self._protocols)):
-            protocol = self._protocols[at]
-            assert protocol.current is None and not protocol.order and protocol._reader is None
-            assert not protocol._out and not protocol._kept
-            # the list, the name, and the argument
-            if sys.getrefcount(protocol) != 3:  # a task that was cancelled may be in a circle
+            _check_empty(self._protocols[at])
+            if _references(self._protocols, at) != _ALONE:  # a cancelled task may be in a circle
                 gc.collect()
-            assert sys.getrefcount(protocol) == 3, "something refers to a closed connection"
+            assert _references(self._protocols, at) == _ALONE, (
+                "something refers to a closed connection"
+            )
+
+
+def _check_empty(protocol: HttpProtocol) -> None:
+    assert protocol.current is None and not protocol.order and protocol._reader is None
+    assert not protocol._out and not protocol._kept
+
+
+def _references(things: Sequence[object], at: int) -> int:
+    """Return how many refer to a thing; what this call adds is not the same in all Pythons."""
+    thing = things[at]
+    return sys.getrefcount(thing)
+
+
+_ALONE: Final = _references([object()], 0)
 
 
 _STEPS: Final = (

@@ -369,7 +369,8 @@ def namespaces() -> str:
     unshare = shutil.which("unshare")
     if unshare is None:
         return "there is no unshare(1)"
-    done = subprocess.run([unshare, "--pid", "--fork", "true"], capture_output=True, text=True)
+    command = [unshare, "--pid", "--fork", "--mount-proc", "true"]
+    done = subprocess.run(command, capture_output=True, text=True)
     return done.stderr.strip() if done.returncode else ""
 
 

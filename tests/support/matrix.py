@@ -160,7 +160,7 @@ def read(text: str) -> Seen:
     return Seen(
         version=found(r"(?:New|Reused), (TLSv\S+),"),
         alpn=found(r"ALPN protocol: (\S+)"),
-        alert=found(r":\w+ alert ([a-z ]+):") or found(r":(no renegotiation):"),
+        alert=found(r":[\w/]+ alert ([a-z ]+):") or found(r":(no renegotiation):"),
         reused="\nReused, " in text,
         compressed="Compression: NONE" not in text,
         verified="Verify return code: 0 (ok)" in text,
