@@ -33,9 +33,8 @@ $(VENV)/.%: pyproject.toml
 serve: $(VENV)/.serve ## run the reference service on http://127.0.0.1:8080
 	@exec $(BIN)/fluxor-fast serve --dev --database-embedded .data/postgres $(FLAGS)
 
-# Two at a time, since many of the tests wait for processes; FLAGS=-n0 for one after the other.
 test: $(VENV)/.test ## run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(FLAGS)
+	$(BIN)/python -m pytest $(FLAGS)
 
 lint: $(VENV)/.test ## check style with ruff
 	$(BIN)/ruff check .
