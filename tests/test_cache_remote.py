@@ -18,6 +18,8 @@ from tests.support.pure import run
 from tests.support.redis import RedisServer
 
 BACK_SECONDS = 1.0
+SHORT = 0.1
+"""Patience with a Redis that is about to stop answering."""
 
 
 class Machine:
@@ -42,14 +44,17 @@ class Machine:
 
 @asynccontextmanager
 async def machines(
-    server: RedisServer, count: int, source: Callable[[int], Any]
+    server: RedisServer, count: int, source: Callable[[int], Any], *, timeout: float = 5.0
 ) -> AsyncIterator[list[Machine]]:
+    """Run ``count`` of them; one that Redis keeps waiting for ``timeout`` does without."""
     app = App()
     app.settings = Settings()
     async with AsyncExitStack() as stack:
         made = []
         for _ in range(count):
-            redis = Redis(server.url, max_connections=8, idle=1, timeout=0.1, connect_timeout=0.5)
+            redis = Redis(
+                server.url, max_connections=8, idle=1, timeout=timeout, connect_timeout=0.5
+            )
             await redis.open()
             stack.push_async_callback(redis.close)
             machine = Machine(source)
@@ -225,7 +230,7 @@ def test_what_was_computed_from_before_a_change_is_not_stored_after_it(
 
 def test_without_redis_values_come_from_the_function(redis_server: RedisServer) -> None:
     async def scenario() -> None:
-        async with machines(redis_server, 2, identity) as made:
+        async with machines(redis_server, 2, identity, timeout=SHORT) as made:
             await made[0].row(1)
             redis_server.stop()
             await until(lambda: not any(machine.hears for machine in made))
@@ -249,7 +254,7 @@ def test_without_redis_values_come_from_the_function(redis_server: RedisServer) 
 
 def test_a_frozen_redis_holds_nobody_for_long(redis_server: RedisServer) -> None:
     async def scenario() -> None:
-        async with machines(redis_server, 1, identity) as (machine,):
+        async with machines(redis_server, 1, identity, timeout=SHORT) as (machine,):
             redis_server.freeze()
             started = time.monotonic()
             await asyncio.gather(*(machine.row(number) for number in range(50)))
@@ -269,7 +274,7 @@ def test_who_cannot_hear_drops_what_it_has_and_keeps_new_things_for_a_short_time
     redis_server: RedisServer,
 ) -> None:
     async def scenario() -> None:
-        async with machines(redis_server, 1, identity) as (machine,):
+        async with machines(redis_server, 1, identity, timeout=SHORT) as (machine,):
             await machine.row(1)
             redis_server.stop()
             await until(lambda: not machine.hears)
@@ -292,7 +297,7 @@ def test_what_could_not_be_deleted_is_before_redis_is_used_again(
         return rows[number]
 
     async def scenario() -> None:
-        async with machines(redis_server, 2, source) as made:
+        async with machines(redis_server, 2, source, timeout=SHORT) as made:
             for number in rows:
                 await made[0].row(number)
             redis_server.freeze()  # it keeps what it has
@@ -354,7 +359,7 @@ def test_a_deletion_that_is_cancelled_is_made_up_for(redis_server: RedisServer) 
         return rows[number]
 
     async def scenario() -> None:
-        async with machines(redis_server, 2, source) as made:
+        async with machines(redis_server, 2, source, timeout=SHORT) as made:
             for machine in made:
                 await machine.row(1)
             rows[1] = "new"
