@@ -9,6 +9,8 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
+from contextlib import suppress
+from inspect import CORO_CREATED, getcoroutinestate
 from types import CodeType
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
@@ -79,7 +81,9 @@ class LoopThread:
         except TimeoutError:
             raise NoAnswer from None
         finally:
-            future.cancel()
+            if future.cancel():
+                with suppress(RuntimeError):  # the loop is closed
+                    self.loop.call_soon_threadsafe(_close_new, coroutine)
         if error is not None:
             raise error
         return cast(T, result)
@@ -89,6 +93,12 @@ class LoopThread:
         self.running = False
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout)
+
+
+def _close_new(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Close what was cancelled before it began (so from Python 3.14 on): nobody awaits it."""
+    if getcoroutinestate(coroutine) == CORO_CREATED:
+        coroutine.close()
 
 
 class DaemonThreads(Executor):
