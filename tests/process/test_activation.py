@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import APPS, ended, eventually, get
+from tests.support.server import APPS, ended, eventually, get, tells
 
 # what systemd does between fork and exec (systemd.exec(5), sd_listen_fds(3))
 WRAPPER = """
@@ -129,7 +129,7 @@ def sockets(tmp_path: Path) -> Iterator[dict[str, socket.socket]]:
 def test_a_whole_life_is_told(tmp_path: Path) -> None:
     with Unit(tmp_path, watchdog=0.6) as unit:
         unit.hears("READY=1")
-        assert "on http://127.0.0.1:" in eventually(lambda: unit.log, "announced")
+        tells(unit, "on http://127.0.0.1:")
         eventually(lambda: unit.lines().count("WATCHDOG=1") >= 6, "the watchdog is fed")
         fed = [when for when, message in unit.heard if message == "WATCHDOG=1"]
         assert max(b - a for a, b in pairwise(fed)) < 0.6
@@ -158,7 +158,7 @@ def test_all_sockets_of_the_name_http_are_served_and_no_other(
             with socket.create_connection(sockets["http/6"].getsockname()[:2], 5) as client:
                 client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
-        assert "(other) is not served: closed" in unit.log
+        tells(unit, "(other) is not served: closed")
         assert unit.stop() == 0
     assert (tmp_path / "http.sock").exists()  # it is systemd's
 
@@ -220,7 +220,7 @@ def test_a_reload_is_told_with_its_time_and_its_end_even_if_nothing_comes_of_it(
         assert before <= int(usec.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
         eventually(lambda: unit.lines().count("READY=1") == 2, "the end of it", 20)
         assert unit.lines().index("RELOADING=1") > unit.lines().index("READY=1")
-        assert ("reload: stopped" if broken else "reload: done") in unit.log
+        tells(unit, "reload: stopped" if broken else "reload: done")
         assert "STOPPING=1" not in unit.lines()
         assert unit.stop() == 0
 

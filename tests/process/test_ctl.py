@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from fluxor_fast.ctl import ctl
 from fluxor_fast.errors import FluxorError
-from tests.support.server import Client, LiveServer, ended, eventually, get
+from tests.support.server import Client, LiveServer, ended, eventually, get, tells
 from tests.support.steady import Steady
 
 SITE = """
@@ -145,7 +145,7 @@ def test_the_log_level_changes_in_arbiter_and_workers_and_back(pair: Instance) -
     eventually(lambda: all(heard() for _ in range(6)), "all workers follow")
     pair.done("loglevel", "error")
     # that command is the last of the two that are told
-    eventually(lambda: pair.log.count("control: loglevel") == 2, "told")
+    tells(pair, "control: loglevel", 2)
     pair.done("loglevel", "reset")
     assert pair.log.count("control: loglevel") == 2  # the arbiter follows
     assert pair.status["log_level"] == "info"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import Client, LiveServer, eventually, get
+from tests.support.server import Client, LiveServer, eventually, get, tells
 
 
 def failed(app: str, *flags: str, **env: str) -> tuple[int, str]:
@@ -121,7 +121,7 @@ def test_a_second_sigint_ends_at_once(tmp_path: Path) -> None:
         eventually(lambda: get(server.port, "/figures").json["ccu"] == 1, "held")
         workers = server.workers
         server.signal(signal.SIGINT)
-        eventually(lambda: "SIGINT" in server.log, "first one seen")
+        tells(server, "SIGINT")
         started = time.monotonic()
         server.signal(signal.SIGINT)
         server.wait()
@@ -175,7 +175,7 @@ def test_a_failing_handler_is_a_500_that_tells_nothing() -> None:
         assert set(answer.json) == {"error", "message", "code"}
         assert b"secret" not in answer.body
         eventually(lambda: answer.headers["x-request-id"] in server.log, "logged with its id")
-        assert "a secret that is not for clients" in server.log
+        tells(server, "a secret that is not for clients")
 
 
 def test_blocking_handlers_run() -> None:
@@ -201,4 +201,4 @@ def test_the_access_log_has_a_line_for_each_request_whatever_its_end() -> None:
             get(server.port, path)
         for line in ("GET / 200 ", "GET /hold 200 ", "GET /blocking 200 ", "GET /teapot 418 ",
                      "GET /fail 500 "):  # fmt: skip
-            eventually(lambda line=line: server.log.count(line) == 1, line)
+            tells(server, line, 1)

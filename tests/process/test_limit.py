@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.server import Answer, Client, LiveServer, eventually, get
+from tests.support.server import Answer, Client, LiveServer, eventually, get, tells
 
 # normal capacity 20, of which 6 run; critical routes up to 40
 FLAGS = (
@@ -239,7 +239,7 @@ def test_a_worker_that_always_has_more_cannot_keep_the_slots_from_another(gate: 
 
 def test_a_worker_that_runs_out_of_descriptors_says_so_and_recovers() -> None:
     with LiveServer("held:app", "--workers=1", most_files=100) as server:
-        assert "need 5128 open files and the limit is 100" in server.log
+        tells(server, "need 5128 open files and the limit is 100")
         clients: list[Client] = []
         reasons = []
         for _ in range(150):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import Client, LiveServer, eventually, get
+from tests.support.server import Client, LiveServer, eventually, get, tells
 
 
 def paths(text: str) -> list[str]:
@@ -54,7 +54,7 @@ def test_a_worker_that_is_told_to_leave_at_once_writes_its_lines_first() -> None
         for _ in range(5):
             assert get(server.port, "/").status == 200
         os.kill(pid, signal.SIGQUIT)
-        eventually(lambda: server.log.count("GET / 200 ") == 5, "the lines are written")
+        tells(server, "GET / 200 ", 5)
 
 
 def test_a_full_disk_for_logs_costs_no_request() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.test_worker_health import pids_of
-from tests.support.server import LiveServer, eventually, get
+from tests.support.server import LiveServer, eventually, get, tells
 
 MOST = 256 << 20  # bytes of the whole group; two workers and the arbiter need 100 MiB
 
@@ -68,8 +68,8 @@ def test_a_worker_killed_for_lack_of_memory_is_told_so_and_replaced(group: Path)
             except ConnectionError:
                 break
         eventually(lambda: victim not in server.workers and len(server.workers) == 2, "replaced")
-        eventually(lambda: f"(pid {victim}) was ended by SIGKILL" in server.log, "told")
-        assert "by the kernel for lack of memory as it seems" in server.log
+        tells(server, f"(pid {victim}) was ended by SIGKILL")
+        tells(server, "by the kernel for lack of memory as it seems")
         # the kernel kills the largest; who was calm goes on, with its connections
         assert other.request("/who").json["pid"] == calm
         assert get(server.port, "/who").status == 200

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.test_lifecycle import failed
-from tests.support.server import Client, LiveServer, eventually, get
+from tests.support.server import Client, LiveServer, eventually, get, tells
 
 LINE = b"PROXY TCP4 203.0.113.9 192.0.2.1 56324 443\r\n"
 
@@ -20,10 +20,10 @@ LINE = b"PROXY TCP4 203.0.113.9 192.0.2.1 56324 443\r\n"
 def serve_at(path: Path, *flags: str) -> LiveServer:
     server = LiveServer("held:app", f"--uds={path}", *flags, wait=False)
     try:
-        eventually(lambda: f"on unix:{path}\n" in server.log, "announced", 30)
+        tells(server, f"on unix:{path}\n", seconds=30)
     except AssertionError:
         server.__exit__()
-        raise AssertionError(server.log) from None
+        raise
     return server
 
 
@@ -31,7 +31,7 @@ def test_all_workers_serve_one_unix_socket_whose_file_goes_at_the_stop(tmp_path:
     path = tmp_path / "http.sock"
     with serve_at(path, "--workers=2") as server:
         assert stat.S_IMODE(path.lstat().st_mode) == 0o660
-        assert f"curl -i --unix-socket {path} http://localhost/" in server.log
+        tells(server, f"curl -i --unix-socket {path} http://localhost/")
         clients = [Client(str(path)) for _ in range(40)]
         for client in clients:
             assert client.request("/").status == 200
@@ -100,7 +100,7 @@ def test_an_inherited_unix_socket(tmp_path: Path) -> None:
         fd = listener.fileno()
         with LiveServer("held:app", f"--fd={fd}", pass_fds=(fd,), wait=False) as server:
             assert get(path, "/").status == 200
-            eventually(lambda: f"on unix:{path}\n" in server.log, "announced", 30)
+            tells(server, f"on unix:{path}\n", seconds=30)
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
     assert Path(path).exists()  # it is not ours
@@ -139,7 +139,7 @@ def test_the_log_has_the_address_of_the_header() -> None:
             client.send("/", X_Forwarded_For="198.51.100.1")
             with pytest.raises(ConnectionError):
                 client.read()
-        eventually(lambda: "what came first is no PROXY header" in server.log, "a warning")
+        tells(server, "what came first is no PROXY header")
         with Client(server.port) as waits, Client(server.port) as begun:
             begun.socket.sendall(LINE[:20])
             time.sleep(0.05)

@@ -14,7 +14,7 @@ import pytest
 from tests.process.test_lifecycle import failed
 from tests.support.certificates import Authority
 from tests.support.matrix import CASES, OPENSSL, Case, Servers, running
-from tests.support.server import Client, LiveServer, eventually
+from tests.support.server import Client, LiveServer, eventually, tells
 from tests.test_cli import run
 
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="there is no openssl command here")
@@ -183,5 +183,5 @@ def test_a_plain_request_on_the_port_of_tls_is_ended(authority: Authority) -> No
             client.request("/")
         with TlsClient(server.port, authority.client()) as client:
             assert client.request("/").status == 200
-        assert f"https://127.0.0.1:{server.port}" in server.log
+        tells(server, f"https://127.0.0.1:{server.port}")
         assert "Traceback" not in server.log

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fluxor_fast.arbiter.shared import SharedMemory
 from tests.process.test_reload import APP, EXACT, LIMIT, told
-from tests.support.server import LiveServer, ended, eventually, get
+from tests.support.server import LiveServer, ended, eventually, get, tells
 from tests.support.steady import Steady
 
 
@@ -109,13 +109,13 @@ def test_a_unix_socket_goes_over_and_what_cannot_change_is_told(tmp_path: Path) 
     (tmp_path / "site.yaml").write_text(f"server: {{uds: {path}}}\n")
     flags = (f"--config={tmp_path / 'site.yaml'}", "--workers=1")
     with serving("held:app", *flags, wait=False) as server:
-        eventually(lambda: "serves held:app" in server.log, "announced", 20)
+        tells(server, "serves held:app", seconds=20)
         first = server.process.pid
         (tmp_path / "site.yaml").write_text(f"server: {{uds: {tmp_path / 'other'}}}\n")
         with Steady(str(path), 4, fresh=True) as clients:
             second = upgraded(server, first)
         assert clients.failures == []
-        assert "server.uds cannot change while the instance serves: as before" in server.log
+        tells(server, "server.uds cannot change while the instance serves: as before")
         assert path.exists()
         os.kill(second, signal.SIGTERM)
         eventually(lambda: ended(second), "stopped")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.test_reload import EXACT, LIMIT
-from tests.support.server import APPS, Client, LiveServer, eventually, get
+from tests.support.server import APPS, Client, LiveServer, eventually, get, tells
 from tests.support.steady import Steady
 
 
@@ -62,11 +62,11 @@ def test_a_blocked_loop_is_found_told_and_replaced_and_the_other_worker_does_not
         during = p99(other, 1.2)
         eventually(lambda: victim not in server.workers and len(server.workers) == 2, "replaced", 5)
         took = time.monotonic() - started
-        eventually(lambda: f"(pid {victim}) had a silent event loop" in server.log, "told")
+        tells(server, f"(pid {victim}) had a silent event loop")
         assert re.search(
             rf"worker \d \(pid {victim}\) had a silent event loop for 1\.\d s", server.log
         )
-        assert f"in {path[1:]}" in server.log  # where it hung
+        tells(server, f"in {path[1:]}")  # where it hung
         assert 1.0 < took < 4.0
         # the machine is shared with other tests: what a blocked loop would cost is a second
         assert during < max(10 * before, 0.1), (before, during)
@@ -110,9 +110,9 @@ def test_ends_are_told_apart(target: str, words: str) -> None:
         victim = server.workers[0]
         with Client(server.port) as client, pytest.raises(OSError):
             client.request(target)
-        eventually(lambda: f"worker 0 (pid {victim}) {words}" in server.log, words)
+        tells(server, f"worker 0 (pid {victim}) {words}")
         if target == "/crash":
-            eventually(lambda: "in crash" in server.log, "its stacks")
+            tells(server, "in crash")
         eventually(lambda: get(server.port, "/who").status == 200, "serving")
 
 
@@ -120,7 +120,7 @@ def test_a_real_time_signal_ends_a_worker_and_not_the_arbiter() -> None:
     with LiveServer("sick:app", "--workers=1") as server:
         os.kill(server.workers[0], signal.SIGRTMIN + 5)
         number = signal.SIGRTMIN + 5
-        eventually(lambda: f"was ended by signal {number}" in server.log, "told")
+        tells(server, f"was ended by signal {number}")
         eventually(lambda: get(server.port, "/who").status == 200, "serving")
 
 
@@ -142,12 +142,12 @@ def test_a_crash_looping_worker_takes_no_connections_and_comes_back(
         survivor, victim = server.workers
         os.kill(victim, signal.SIGKILL)
         loops = "crash-loops: tried every 1 s from now on; degraded: 1 of 2 workers serve"
-        eventually(lambda: loops in server.log, "the word", 30)
-        assert "could not start (code 3)" in server.log
+        tells(server, loops, seconds=30)
+        tells(server, "could not start (code 3)")
         # a listener that nobody accepts from has no share of them
         assert {get(server.port, "/who").json["pid"] for _ in range(30)} == {survivor}
         bad.unlink()
-        eventually(lambda: "lives again; ok: 2 of 2 workers serve" in server.log, "closed")
+        tells(server, "lives again; ok: 2 of 2 workers serve")
         (other,) = {*server.workers} - {survivor}
         eventually(lambda: get(server.port, "/who").json["pid"] == other, "its share again")
 
@@ -159,12 +159,12 @@ def test_an_instance_whose_workers_all_crash_loop_refuses_and_goes_on_trying(
     with LiveServer("sick:app", "--workers=1", env=impatient) as server:
         bad.touch()
         os.kill(server.workers[0], signal.SIGKILL)
-        eventually(lambda: "; crash-loop: 0 of 1 workers serve" in server.log, "the word", 30)
+        tells(server, "; crash-loop: 0 of 1 workers serve", seconds=30)
         with pytest.raises(ConnectionRefusedError):
             get(server.port, "/who")
         assert server.process.poll() is None
         bad.unlink()
-        eventually(lambda: "lives again" in server.log, "served again")
+        tells(server, "lives again")
         assert get(server.port, "/who").status == 200
 
 
@@ -173,7 +173,7 @@ def crash_looping(server: LiveServer, bad: Path) -> int:
     survivor, victim = server.workers
     bad.touch()
     os.kill(victim, signal.SIGKILL)
-    eventually(lambda: "degraded: 1 of 2 workers serve" in server.log, "it crash-loops", 30)
+    tells(server, "degraded: 1 of 2 workers serve", seconds=30)
     return survivor
 
 
@@ -183,12 +183,12 @@ def test_a_reload_fills_a_crash_looping_seat_at_once(tmp_path: Path) -> None:
     with LiveServer("sick:app", *flags, env={"SICK_BAD": str(bad)}) as server:
         survivor = crash_looping(server, bad)
         server.signal(signal.SIGHUP)  # to what is as bad: the survivor stays
-        eventually(lambda: "reload: stopped; 1 workers stay as they are" in server.log, "told")
+        tells(server, "reload: stopped; 1 workers stay as they are")
         assert {get(server.port, "/who").json["pid"] for _ in range(10)} == {survivor}
         bad.unlink()
         server.signal(signal.SIGHUP)
-        eventually(lambda: "reload: done, 2 workers serve" in server.log, "done")
-        eventually(lambda: "lives again; ok: 2 of 2 workers serve" in server.log, "closed")
+        tells(server, "reload: done, 2 workers serve")
+        tells(server, "lives again; ok: 2 of 2 workers serve")
         eventually(lambda: survivor not in server.workers, "the old one has left")
         found = pids_of(server)
         for client in found.values():
@@ -204,7 +204,7 @@ def test_a_crash_looping_seat_can_be_taken_away_and_its_listener_is_anothers(
         survivor = crash_looping(server, bad)
         bad.unlink()
         server.signal(signal.SIGTTOU)
-        eventually(lambda: "scaling: done, 1 workers serve" in server.log, "done")
+        tells(server, "scaling: done, 1 workers serve")
         pids = {get(server.port, "/who").json["pid"] for _ in range(30)}  # of both listeners
         assert len(pids) == 1
         assert pids.isdisjoint({survivor})
@@ -220,7 +220,7 @@ def recycled() -> Iterator[LiveServer]:
 def test_a_worker_is_recycled_by_requests_and_no_request_fails(recycled: LiveServer) -> None:
     before = set(recycled.workers)
     seen: set[int] = set()
-    until = time.monotonic() + 8
+    until = time.monotonic() + 20
     while time.monotonic() < until and not (len(seen) >= 4 and before.isdisjoint(recycled.workers)):
         answer = get(recycled.port, "/who")  # one that waits in the queue is the successor's
         assert answer.status == 200
@@ -228,9 +228,8 @@ def test_a_worker_is_recycled_by_requests_and_no_request_fails(recycled: LiveSer
         assert len(recycled.workers) >= 1
         time.sleep(0.005)
     assert before.isdisjoint(recycled.workers)
-    assert re.search(
-        r"worker \d \(pid \d+\) is recycled: \d+ requests, at most 2\d|30", recycled.log
-    )
+    words = r"worker \d \(pid \d+\) is recycled: \d+ requests, at most (2\d|30)\n"
+    eventually(lambda: re.search(words, recycled.log), "told")
     assert "WARNING" not in recycled.log
 
 
@@ -238,7 +237,7 @@ def test_a_worker_is_recycled_by_age() -> None:
     with LiveServer("sick:app", "--workers=1", "--max-worker-age=1") as server:
         first = server.workers
         eventually(lambda: server.workers not in (first, []), "recycled", 8)
-        assert "s old, at most 1" in server.log
+        tells(server, "s old, at most 1")
 
 
 def test_a_successor_that_does_not_get_ready_leaves_the_worker_that_was_to_be_recycled(

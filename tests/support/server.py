@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fluxor_fast.testing.settings import foreign_environment
 
@@ -42,6 +42,26 @@ def ended(pid: int) -> bool:
     with suppress(OSError), open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[0] == "Z"
     return True
+
+
+class Logs(Protocol):
+    """A server whose standard error is kept."""
+
+    @property
+    def log(self) -> str: ...
+
+
+def tells(server: Logs, words: str, times: int | None = None, seconds: float = 10.0) -> None:
+    """Wait until the log has ``words``; where ``times`` is given, so often and not more.
+
+    What is in the log already is no different: a thread of the server's writes it, a while after
+    what it tells of.
+    """
+    try:
+        eventually(lambda: server.log.count(words) >= (times or 1), words, seconds)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{server.log}") from None
+    assert times is None or server.log.count(words) == times, server.log
 
 
 class Answer:
