@@ -22,9 +22,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.test_reload import APP, told
+from tests.process.test_reload import APP
 from tests.process.test_upgrade import serving, upgraded
-from tests.support.server import get
+from tests.support.server import get, tells
 from tests.support.steady import Steady
 
 LONG = os.environ.get("PROVE") == "long"
@@ -93,7 +93,7 @@ def test_reloads_and_upgrades_under_load_fail_no_request(tmp_path: Path) -> None
             for version in range(1, RELOADS + 1):
                 (tmp_path / "site_app.py").write_text(APP.format(version=version))
                 os.kill(arbiter, signal.SIGHUP)
-                told(server, "reload: done", version)
+                tells(server, "reload: done", version)
                 assert get(server.port, "/").json["version"] == version
                 if version % (RELOADS // (UPGRADES + 1)) == 0 and upgrades < UPGRADES:
                     upgrades += 1

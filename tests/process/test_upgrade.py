@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fluxor_fast.arbiter.shared import SharedMemory
-from tests.process.test_reload import APP, EXACT, LIMIT, told
+from tests.process.test_reload import APP, EXACT, LIMIT
 from tests.support.server import LiveServer, ended, eventually, get, tells
 from tests.support.steady import Steady
 
@@ -41,7 +41,7 @@ def successors(server: LiveServer) -> list[int]:
 def upgraded(server: LiveServer, pid: int, times: int = 1) -> int:
     """Have arbiter ``pid`` upgraded; return the new one's pid when the old one has left."""
     os.kill(pid, signal.SIGUSR2)
-    told(server, "is ready; this one leaves", times)
+    tells(server, "is ready; this one leaves", times)
     if pid == server.process.pid:
         assert server.process.wait(10) == 0  # else it would stay as a zombie
     told(server, f"upgrade: arbiter {pid} has left")
@@ -128,7 +128,7 @@ def test_an_old_arbiter_that_is_killed_leaves_its_indexes_to_the_new_one() -> No
         with Steady(server.port, 4, "/hold?0.3", refusals=True):
             eventually(lambda: get(server.port, "/figures").json["ccu"] == 4, "held")
             os.kill(first, signal.SIGUSR2)
-            told(server, "is ready; this one leaves")
+            tells(server, "is ready; this one leaves")
             os.kill(first, signal.SIGKILL)
             server.process.wait(5)
         told(server, f"upgrade: arbiter {first} has left")
