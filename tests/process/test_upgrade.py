@@ -44,7 +44,7 @@ def upgraded(server: LiveServer, pid: int, times: int = 1) -> int:
     tells(server, "is ready; this one leaves", times)
     if pid == server.process.pid:
         assert server.process.wait(10) == 0  # else it would stay as a zombie
-    told(server, f"upgrade: arbiter {pid} has left")
+    tells(server, f"upgrade: arbiter {pid} has left", 1)
     return successors(server)[-1]
 
 
@@ -83,16 +83,16 @@ def test_a_new_arbiter_that_does_not_start_changes_nothing(tmp_path: Path) -> No
         with Steady(server.port, 4) as clients:
             (tmp_path / "site_app.py").write_text("raise RuntimeError('broken on purpose')")
             server.signal(signal.SIGUSR2)
-            told(server, "left with code 4; this one goes on")
+            tells(server, "left with code 4; this one goes on", 1)
             (tmp_path / "site_app.py").write_text("import time; time.sleep(60)")
             server.signal(signal.SIGUSR2)
-            told(server, "is starting", 2)
+            tells(server, "is starting", 2)
             back_out = successors(server)[-1]
             eventually(lambda: worker_of(back_out), "it has a worker")
             server.signal(signal.SIGUSR2)
-            told(server, f"no upgrade: arbiter {back_out} is starting already")
+            tells(server, f"no upgrade: arbiter {back_out} is starting already", 1)
             os.kill(back_out, signal.SIGTERM)
-            told(server, f"upgrade: arbiter {back_out} left with code")
+            tells(server, f"upgrade: arbiter {back_out} left with code", 1)
             assert server.workers == old
             assert get(server.port, "/").json["version"] == 1
         assert clients.failures == []
@@ -131,7 +131,7 @@ def test_an_old_arbiter_that_is_killed_leaves_its_indexes_to_the_new_one() -> No
             tells(server, "is ready; this one leaves")
             os.kill(first, signal.SIGKILL)
             server.process.wait(5)
-        told(server, f"upgrade: arbiter {first} has left")
+        tells(server, f"upgrade: arbiter {first} has left", 1)
         figures = eventually(
             lambda: (f := get(server.port, "/figures").json)["ccu"] == 0 and f, "permits are back"
         )
@@ -177,7 +177,7 @@ def test_the_pid_file_goes_over_locked_all_the_time(tmp_path: Path) -> None:
         first = server.process.pid
         bad.touch()
         server.signal(signal.SIGUSR2)
-        told(server, "left with code 3; this one goes on")
+        tells(server, "left with code 3; this one goes on", 1)
         refused(first)
         bad.unlink()
         second = upgraded(server, first)
