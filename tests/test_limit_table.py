@@ -13,7 +13,15 @@ import pytest
 
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.limits.gcra import SECOND, Policy
-from fluxor_fast.limits.table import UNCOUNTED, WAYS, Accounts, Table, crowded
+from fluxor_fast.limits.table import (
+    HURRIED,
+    PATIENCE,
+    UNCOUNTED,
+    WAYS,
+    Accounts,
+    Table,
+    crowded,
+)
 from fluxor_fast.server.admission import Fence, KernelLock, full_fence
 from tests.support.forks import ended, forked
 from tests.support.gcra import Reference
@@ -333,3 +341,45 @@ def test_a_process_that_is_stopped_with_the_lock_holds_up_nobody() -> None:
         os.kill(pid, signal.SIGKILL)
         ended(pid)
     assert accounts.charge("new", NOW) == accounts.policy.cost
+
+
+class Held:
+    """A lock that is to be had after so many naps, and the clock of who naps."""
+
+    def __init__(self, naps: float) -> None:
+        self.left, self.naps, self.now = naps, 0, 50.0
+
+    def acquire(self) -> bool:
+        return self.left <= 0
+
+    def release(self) -> None: ...
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.naps, self.left, self.now = self.naps + 1, self.left - 1, self.now + seconds
+
+
+@FENCES
+def test_a_lock_whose_holder_is_off_its_core_is_waited_for_in_bounded_time(
+    fence: Fence | None,
+) -> None:
+    held = Held(naps=7)
+    table = Table(
+        memoryview(bytearray(8 * 3 * WAYS)).cast("Q"), WAYS, 1, 0,
+        fence=fence, lock=lambda _: held, key=b"k", clock=held.clock, sleep=held.sleep,
+    )  # fmt: skip
+    accounts = Accounts(table, per_minute(2))
+    assert accounts.charge("a", NOW) == accounts.policy.cost
+    assert held.naps == 7
+    held.left = float("inf")
+    assert accounts.charge("b", NOW) == UNCOUNTED
+    assert held.now - 50 < 2 * PATIENCE
+    naps = held.naps
+    assert [accounts.charge(str(n), NOW) for n in range(100)] == [UNCOUNTED] * 100
+    assert held.naps == naps  # it was in vain
+    held.now += HURRIED
+    held.left = 3
+    assert accounts.charge("b", NOW) == accounts.policy.cost
+    assert held.naps == naps + 3

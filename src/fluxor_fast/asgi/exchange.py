@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import unquote
 
-from fluxor_fast.asgi.answers import AsgiResponse, AsgiStream, fields_of
+from fluxor_fast.asgi.answers import AsgiResponse, AsgiStream, Fields, fields_of
 from fluxor_fast.errors import ClientDisconnected, HTTPError
 from fluxor_fast.http.request import Head, Request
 from fluxor_fast.http.response import Response
@@ -97,19 +97,30 @@ def _of_head(head: Head, request: Request) -> Scope:
 class Exchange:
     """``receive`` and ``send`` of one request."""
 
-    # defaults of the class: most requests change few of them
-    _read = False  # the body has been received
-    _started: Message | None = None
-    _status = 0  # as it was checked: the message is the application's
-    _response: Response | None = None  # it has been answered, or is being
-    _stream: AsgiStream | None = None
-    _writer: BodyWriter | None = None
-    _over = False  # the answer is complete
-    _waiter: asyncio.Future[None] | None = None  # for the end
-    error: HTTPError | None = None  # of the body, see rule 3
+    __slots__ = (
+        "_fields",
+        "_over",
+        "_read",
+        "_request",
+        "_response",
+        "_status",
+        "_stream",
+        "_waiter",
+        "_writer",
+        "error",
+    )
 
     def __init__(self, request: Request) -> None:
         self._request = request
+        self._read = False  # the body has been received
+        self._status = 0  # of the start; 0: there was none
+        self._fields: Fields | None = None  # …and its header fields, until the answer begins
+        self._response: Response | None = None  # it has been answered, or is being
+        self._stream: AsgiStream | None = None
+        self._writer: BodyWriter | None = None
+        self._over = False  # the answer is complete
+        self._waiter: asyncio.Future[None] | None = None  # for the end
+        self.error: HTTPError | None = None  # of the body, see rule 3
 
     async def run(self, application: Application, scope: Scope) -> Response:
         """Run the application; return what it has answered.
@@ -178,52 +189,53 @@ class Exchange:
             cannot be sent.
         :raises OSError: if the client is gone.
         """
-        kind = message["type"]
         if self.error is not None:
             return
+        kind = message["type"]
         if kind == "http.response.body":
-            started = self._started
-            if started is None:
-                raise RuntimeError("http.response.body before http.response.start")
+            fields = self._fields
             body = message.get("body", b"")
-            more = message.get("more_body", False)
-            if self._stream is not None:
-                await self._write(self._stream, body, more)
-            elif self._over:
-                raise RuntimeError("http.response.body after the end of the answer")
-            elif more:
-                await self._open(started, body)
+            if fields is None:
+                await self._go_on(body, message.get("more_body", False))
+            elif message.get("more_body", False):
+                await self._open(fields, body)
             else:
-                fields = fields_of(started.get("headers", ()))
-                self._answer(AsgiResponse(self._status, fields, body), fields.closes)
+                self._answer(AsgiResponse(self._status, fields, body), fields)
                 self._over = True
                 if self._waiter is not None:
                     self._end()
         elif kind == "http.response.start":
-            if self._started is not None:
+            if self._status:
                 raise RuntimeError("http.response.start a second time")
-            if not 200 <= message["status"] <= 599:
-                raise ValueError(f"not a status of an answer: {message['status']}")
-            self._started, self._status = message, message["status"]
+            status = message["status"]
+            if not 200 <= status <= 599:
+                raise ValueError(f"not a status of an answer: {status}")
+            self._fields = fields_of(message.get("headers", ()))
+            self._status = status
         else:
             raise RuntimeError(f"a message of this type has no place here: {kind}")
 
-    def _answer(self, response: Response, closes: bool) -> None:
+    def _answer(self, response: Response, fields: Fields) -> None:
         request = self._request
-        if closes and request.head.keep_alive:
+        if fields.closes and request.head.keep_alive:
             request.head = request.head.closing()
         request.connection.answer(request, response)
         self._response = response
+        self._fields = None
 
-    async def _open(self, started: Message, body: bytes) -> None:
-        fields = fields_of(started.get("headers", ()))
-        self._stream = AsgiStream(self._status, fields)
-        self._answer(self._stream, fields.closes)
-        self._writer = await self._stream.writer()
-        await self._write(self._stream, body, True)
+    async def _open(self, fields: Fields, body: bytes) -> None:
+        stream = AsgiStream(self._status, fields)
+        self._answer(stream, fields)
+        self._stream = stream
+        self._writer = await stream.writer()
+        await self._go_on(body, True)
 
-    async def _write(self, stream: AsgiStream, body: bytes, more: bool) -> None:
-        if self._over:
+    async def _go_on(self, body: bytes, more: bool) -> None:
+        """Send what follows the beginning of the answer."""
+        stream = self._stream
+        if not self._status:
+            raise RuntimeError("http.response.body before http.response.start")
+        if stream is None or self._over:
             raise RuntimeError("http.response.body after the end of the answer")
         if self._writer is not None:
             try:

@@ -22,8 +22,8 @@ Rules:
    blocking handlers are limited, each thread counts as a worker.)
 2. *Never too few.* Who is refused has announced, seen too much, and then seen it again under the
    lock, as whoever was in the way does too. So nobody is refused while there is room, unless the
-   lock cannot be had in its bounded time, as when a stopped process holds it. Who was refused
-   last looks before it announces again: else a flood of refusals would be in the way of all.
+   lock cannot be had (rule 7). Who was refused last looks before it announces again: else a flood
+   of refusals would be in the way of all.
 3. *Sets.* An account lies in one of the WAYS entries of the set that its hash names. A new one
    takes a free entry, else the one with the least arrival time: one that is paid off, if there is
    any. It takes over what is not, so that a set never lets through more than WAYS accounts:
@@ -33,11 +33,15 @@ Rules:
    accounts that are, in S sets, P(Poisson(K/S) >= WAYS). Of 65,536 entries, S = 8,192: 1e-12 for
    K = 1,000, 4e-5 for 10,000. ``crowded`` computes it. Nobody can aim: BLAKE2b (RFC 7693), keyed
    with a secret of the instance.
-5. *Who cannot be counted gets through*: if the lock of the set cannot be had for a new account.
+5. *Who cannot be counted gets through*: if the lock of the set cannot be had for a new account
+   (rule 7).
 6. An entry may change its owner between reading and charging: the tag is read after the charge,
    and one that is another's is taken back.
+7. Who has a lock may have been taken off its core. It is waited for, up to PATIENCE: a stopped
+   process has it for longer, and after one that was waited for in vain no lock is waited for in the
+   next HURRIED seconds.
 
-Words, clock and locks are handed in. Thread-safe: a worker's threads share its words, and take
+Words, clocks and locks are handed in. Thread-safe: a worker's threads share its words, and take
 turns by a lock of the process, whose release is the fence (on x86 a locked instruction).
 """
 
@@ -49,6 +53,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from math import exp, factorial
 from struct import Struct
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.limits.gcra import Policy
@@ -56,11 +61,15 @@ from fluxor_fast.limits.gcra import Policy
 if TYPE_CHECKING:
     from fluxor_fast.server.admission import Fence, Lock
 
-__all__ = ["UNCOUNTED", "WAYS", "Accounts", "Table", "crowded"]
+__all__ = ["HURRIED", "PATIENCE", "UNCOUNTED", "WAYS", "Accounts", "Table", "crowded"]
 
 WAYS: Final = 8
 """Entries of a set."""
 UNCOUNTED: Final = -1
+PATIENCE: Final = 0.02
+"""Seconds for which a lock is waited for."""
+HURRIED: Final = 1.0
+"""Seconds in which none is, after that was in vain."""
 MOST_KNOWN: Final = 16_384
 """Accounts whose entries a worker remembers, for each policy."""
 
@@ -82,6 +91,8 @@ class Table:
         every charge is made under the set's lock.
     :param lock: makes the lock between processes of a set.
     :param key: the instance's secret, at most 64 bytes.
+    :param clock: monotonic seconds.
+    :param sleep: waits so many seconds.
     """
 
     def __init__(
@@ -94,6 +105,8 @@ class Table:
         fence: Fence | None,
         lock: Callable[[int], Lock],
         key: bytes,
+        clock: Callable[[], float] = monotonic,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self.words = words
         self.stride = len(words) // entries
@@ -104,6 +117,9 @@ class Table:
         self.lock = lock
         self.mutex = threading.Lock()
         self._key = key
+        self._clock = clock
+        self._sleep = sleep
+        self._hurried = 0.0  # until then no lock is waited for
 
     @classmethod
     def of_this_process(cls, entries: int, key: bytes) -> Table:
@@ -130,12 +146,24 @@ class Table:
         """Keep processes and threads out of a set; tell whether that was to be had."""
         lock = self.lock(number)
         with self.mutex:
-            got = lock.acquire()
+            got = lock.acquire() or self._wait(lock)
             try:
                 yield got
             finally:
                 if got:
                     lock.release()
+
+    def _wait(self, lock: Lock) -> bool:
+        """Wait for a lock, and tell whether it was to be had (rule 7)."""
+        began = now = self._clock()
+        while self._hurried <= now < began + PATIENCE:
+            self._sleep(PATIENCE / 100)
+            if lock.acquire():
+                return True
+            now = self._clock()
+        if now >= self._hurried:
+            self._hurried = now + HURRIED
+        return False
 
     def claim(self, number: int, tag: int) -> int:
         """Return where the entry with ``tag`` begins, which may be another's until now.

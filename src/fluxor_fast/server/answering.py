@@ -19,7 +19,6 @@ from abc import abstractmethod
 from collections import deque
 
 from fluxor_fast.http.request import Request, Watcher
-from fluxor_fast.http.response import Response
 from fluxor_fast.server.common import Service
 from fluxor_fast.server.connection import Connection
 from fluxor_fast.server.streaming import GRACE
@@ -43,6 +42,7 @@ class Answering(Connection):
         "_out",
         "_since_write",
         "_unsent",
+        "answer",
         "current",
         "order",
         "streams",
@@ -56,6 +56,7 @@ class Answering(Connection):
         self.streams: tuple[Watcher, ...] = ()  # what comes or leaves in pieces
         self.write_paused = False
         self._out: list[bytes] = []  # in order, to be written in one go
+        self.answer = service.runner.answer
         self._kept = 0  # permits of answers that the client has not taken in
         self._since_write = service.runner.tick  # when the buffer was full
         self._unsent = 0  # bytes to be taken in since then
@@ -180,10 +181,6 @@ class Answering(Connection):
             self.runner.taken(kept)
 
     # what requests ask
-
-    def answer(self, request: Request, response: Response) -> None:
-        """Send the answer now, before its handler is done."""
-        self.runner.answer(request, response)
 
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` how it goes on."""

@@ -214,14 +214,16 @@ class Leaving:
         return response.status, self._encode(request, response)
 
     def _encode(self, request: Request, response: Response) -> bytes:
-        if request.head.plain and not self.draining:  # so there is no source either
-            return response.encode(self._block_for(request, response), request.rid)
+        head = request.head
+        if head.plain and not self.draining:  # so there is no source either
+            block = self._block_for(request, response) if head.route.wrapped else self.block
+            return response.encode(block, request.rid)
         ends = request.source is not None and request.source.settle()
         return response.encode(
             self._block_for(request, response),
             request.rid,
             connection=CLOSE if ends else self._connection_line(request),
-            head_only=request.head.method == "HEAD",
+            head_only=head.method == "HEAD",
         )
 
     def _failure(self, request: Request, error: BaseException) -> tuple[int, bytes]:

@@ -35,7 +35,7 @@ from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.http.upgrade import Upgrade
 from fluxor_fast.routing import Kind, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
-from fluxor_fast.server.eager import begin, made
+from fluxor_fast.server.eager import begin, enlist, made
 from fluxor_fast.server.leaving import LARGE, Leaving
 from fluxor_fast.server.queueing import WaitingQueue
 from fluxor_fast.server.streaming import AnswerWriter, is_cancelled
@@ -232,6 +232,7 @@ class Running(Leaving):
                 loop.call_soon(step, context=context)
             for task, request in zip(tasks, group, strict=True):
                 if not task.done():
+                    enlist(task)
                     self._keep(task)
                 elif task.cancelled() and not hasattr(request, "rid"):  # before it began
                     request.connection.abort()  # type: ignore[attr-defined]
@@ -320,9 +321,12 @@ class Running(Leaving):
                     else:
                         value = route.call(request)
                 if isinstance(value, Response) and value.answered:  # by ``answer``
-                    if slot:
-                        self._free()
-                    self._served()
+                    if slot and self._starting:  # the commonest, as ``_free`` has it
+                        self._freed += 1
+                    else:
+                        if slot:
+                            self._free()
+                        self._served()
                     return
             else:
                 slot = False
