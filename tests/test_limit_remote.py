@@ -155,7 +155,7 @@ async def test_while_redis_is_away_each_instance_has_the_limit_for_itself(
 @in_loop
 async def test_a_redis_that_goes_silent_holds_up_a_request_once(redis_server: RedisServer) -> None:
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(opened(redis_server.url))
+        redis = await stack.enter_async_context(opened(redis_server.url, timeout=0.1))
         app = Instances([redis], 100).apps[0]
         server = await stack.enter_async_context(serving(app))
         client = await server.connect()
