@@ -1,16 +1,15 @@
 """The same Starlette application under fluxor-fast, uvicorn and granian.
 
-One worker each, all started at once and pinned to one core, idle but for the one that is measured;
-wrk has the other core. Rounds are interleaved, in an order shuffled with a fixed seed, and ratios
-are taken within a round. Before anything is timed each must answer what ours does. A failed round
-fails the report.
+One worker each, all pinned to one core; the other is wrk's. They are loaded at the same time
+(``measured_together``), and the CPU that a request costs is compared; or in turn, in an order
+shuffled with a fixed seed, and what each does alone in a second is. Ratios are taken within a
+round. Before anything is timed each must answer what ours does. A failed round fails the report.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import statistics
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ CONTESTANTS = {
     "granian": granian("asgi", APP),
 }
 PROMISED = {"uvicorn": 1.3, "granian": 1.0}
-"""What our rate is to be, at least, as a multiple of theirs."""
+"""How many times as fast as theirs ours is to be, at least."""
 WORKLOADS = {
     "health": ("/health", "JSON, made anew"),
     "item": ("/items/42?q=1", "a parameter and a query"),
@@ -56,7 +55,13 @@ def ask(server: Server, workload: str) -> tuple[int, str, bytes]:
 
 
 def measure(
-    workloads: list[str], connections: list[int], rounds: int, seconds: float, folder: Path
+    workloads: list[str],
+    connections: list[int],
+    rounds: int,
+    seconds: int,
+    folder: Path,
+    *,
+    together: bool,
 ) -> dict[Cell, list[Round]]:
     """Time everybody on everything, ``rounds`` times."""
     cores = Cores.of(1)
@@ -79,57 +84,53 @@ def measure(
         for number in range(rounds + 1):
             shuffled.shuffle(groups)
             for workload, count in groups:
+                path = WORKLOADS[workload][0]
+                options: dict[str, Any] = {"cores": cores, "connections": count}
+                options["seconds"] = seconds if number else 1
+                if workload == "echo":
+                    options["script"] = ("requests.lua", "post", str(sent))
                 names = list(CONTESTANTS)
                 shuffled.shuffle(names)
-                for name in names:
-                    options: dict[str, Any] = {"cores": cores, "connections": count}
-                    if workload == "echo":
-                        options["script"] = ("requests.lua", "post", str(sent))
-                    try:
-                        done = harness.measured(
-                            servers[name],
-                            WORKLOADS[workload][0],
-                            seconds=seconds if number else 1,
-                            **options,
-                        )
-                    except Failed as error:
-                        raise Failed(f"{name}, {workload}, {count}: {error}") from None
-                    if number:  # the first warms it up
-                        found.setdefault((workload, count, name), []).append(done)
+                try:
+                    if together:
+                        done = harness.measured_together(servers, path, **options)
+                    else:
+                        done = {n: harness.measured(servers[n], path, **options) for n in names}
+                except Failed as error:
+                    raise Failed(f"{workload}, {count} connections: {error}") from None
+                if number:  # the first warms it up
+                    for name, one in done.items():
+                        found.setdefault((workload, count, name), []).append(one)
             progress(f"round {number}/{rounds} done")
     return found
 
 
-def ratio(found: dict[Cell, list[Round]], cell: Cell) -> float:
-    """Return our rate as a multiple of another's: the median over rounds."""
-    ours = found[(*cell[:2], "fluxor-fast")]
-    return statistics.median(
-        mine.load.rps / its.load.rps for mine, its in zip(ours, found[cell], strict=True)
-    )
-
-
-def table(found: dict[Cell, list[Round]]) -> str:
+def table(found: dict[Cell, list[Round]], *, together: bool) -> str:
     """Return the medians as Markdown, and what was promised beside them."""
     lines = [
         "| | connections | server | RPS (least–most) | CPU µs/request (least–most) | P99 ms"
-        " | ours ÷ its RPS | promised |",
-        "|---|--:|---|--:|--:|--:|--:|--:|",
+        f" | wrk CPU | {'its CPU ÷ ours' if together else 'our RPS ÷ its'} (least–most)"
+        " | promised |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for cell, rounds in sorted(found.items(), key=lambda one: list(WORKLOADS).index(one[0][0])):
         workload, count, name = cell
         rps = harness.spread([r.load.rps for r in rounds])
         cpu = harness.spread([r.cpu_us for r in rounds])
         p99 = harness.spread([r.load.p99 for r in rounds])
+        wrk = harness.spread([r.load.generator_cpu for r in rounds])
         mark = " **generator-bound**" if harness.generator_bound(rounds) else ""
         got = promised = ""
         if name in PROMISED:
-            got = f"{ratio(found, cell):.2f}"
+            ours = found[(workload, count, "fluxor-fast")]
+            times = harness.spread(harness.times_as_fast(ours, rounds, together=together))
+            got = f"**{times.median:.2f}** ({times.least:.2f}–{times.greatest:.2f})"
             promised = f"{PROMISED[name]:g}"
         lines.append(
             f"| {WORKLOADS[workload][1]} | {count:,} | {name}"
             f" | {rps.median:,.0f} ({rps.least:,.0f}–{rps.greatest:,.0f}){mark}"
             f" | {cpu.median:.1f} ({cpu.least:.1f}–{cpu.greatest:.1f}) | {p99.median:.2f}"
-            f" | {got} | {promised} |"
+            f" | {wrk.median:.0%} | {got} | {promised} |"
         )
     return "\n".join(lines)
 
@@ -139,8 +140,11 @@ def table(found: dict[Cell, list[Round]]) -> str:
 @click.option("--connections", default="64", help="By commas.")
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Counted runs of each.")
 @click.option("--seconds", default=2, type=click.IntRange(1), help="Length of a counted run.")
+@click.option("--together/--in-turn", default=True, help="At the same time, or each alone.")
 @click.option("--json", "target", default=RESULTS / "asgi.json", type=click.Path(path_type=Path))
-def main(workloads: str, connections: str, rounds: int, seconds: int, target: Path) -> None:
+def main(
+    workloads: str, connections: str, rounds: int, seconds: int, together: bool, target: Path
+) -> None:
     """Measure the same Starlette application under three servers, and print a table."""
     harness.wrk_path()
     chosen = harness.names_of(workloads, list(WORKLOADS))
@@ -150,7 +154,7 @@ def main(workloads: str, connections: str, rounds: int, seconds: int, target: Pa
     try:
         with harness.interruptible(), harness.scratch() as folder:
             folder.mkdir()
-            found = measure(chosen, counts, rounds, seconds, folder)
+            found = measure(chosen, counts, rounds, seconds, folder, together=together)
     except Failed as error:
         raise click.ClickException(f"no report: {error}") from None
     versions = {**harness.versions(*packages), "wrk": harness.wrk_version()}
@@ -159,7 +163,7 @@ def main(workloads: str, connections: str, rounds: int, seconds: int, target: Pa
         for (workload, count, name), rounds_of in found.items()
     )
     harness.report(target, "asgi.py", before, versions, cells)
-    print(table(found))
+    print(table(found, together=together))
 
 
 if __name__ == "__main__":

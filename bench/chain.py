@@ -3,19 +3,20 @@
 The chain is the original's: access log (into a file), recovery, CORS, security headers, rate limit,
 compression, token; the client sends a token, an origin, and what it can decompress. Beside it the
 same route bare, and granian making the same document. One worker each, pinned to one core, wrk on
-the other; rounds are interleaved in an order shuffled with a fixed seed, ratios are taken within a
-round. Before anything is timed all must answer the same document, and the chain must refuse who
-has no token. A failed round fails the report.
+the other. They are loaded at the same time (``measured_together``), and the CPU that a request
+costs is compared; or in turn, in an order shuffled with a fixed seed, and what each does alone in a
+second is. Ratios are taken within a round. Before anything is timed all must answer the same
+document, and the chain must refuse who has no token. A failed round fails the report.
 """
 
 from __future__ import annotations
 
 import random
-import statistics
 import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import harness
@@ -67,7 +68,7 @@ def checked(servers: dict[str, Server], sent: dict[str, str]) -> None:
 
 
 def measure(
-    connections: int, rounds: int, seconds: int, folder: Path, *, access_log: bool
+    connections: int, rounds: int, seconds: int, folder: Path, *, access_log: bool, together: bool
 ) -> dict[str, list[Round]]:
     """Time all three, ``rounds`` times."""
     cores = Cores.of(1)
@@ -87,13 +88,15 @@ def measure(
         names = list(servers)
         for number in range(rounds + 1):
             shuffled.shuffle(names)
-            for name in names:
-                done = harness.measured(
-                    servers[name], PATH, cores=cores, connections=connections,
-                    seconds=seconds if number else 1, script=script,
-                )  # fmt: skip
-                if number:  # the first warms it up
-                    found[name].append(done)
+            options: dict[str, Any] = {"cores": cores, "connections": connections, "script": script}
+            options["seconds"] = seconds if number else 1
+            if together:
+                done = harness.measured_together(servers, PATH, **options)
+            else:
+                done = {n: harness.measured(servers[n], PATH, **options) for n in names}
+            if number:  # the first warms it up
+                for name, one in done.items():
+                    found[name].append(one)
             progress(f"round {number}/{rounds} done")
     if access_log:
         logged = (folder / "access.log").read_bytes().count(b" 200 ")
@@ -102,24 +105,25 @@ def measure(
     return found
 
 
-def table(found: dict[str, list[Round]]) -> str:
+def table(found: dict[str, list[Round]], *, together: bool) -> str:
     """Return the medians as Markdown."""
     lines = [
-        "| server | RPS (least–most) | CPU µs/request (least–most) | P99 ms | RPS ÷ granian's |",
-        "|---|--:|--:|--:|--:|",
+        "| server | RPS (least–most) | CPU µs/request (least–most) | P99 ms | wrk CPU"
+        f" | {'granian CPU ÷ its' if together else 'its RPS ÷ granian'} (least–most) |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for name, rounds in found.items():
         rps = harness.spread([r.load.rps for r in rounds])
         cpu = harness.spread([r.cpu_us for r in rounds])
         p99 = harness.spread([r.load.p99 for r in rounds])
+        wrk = harness.spread([r.load.generator_cpu for r in rounds])
         mark = " **generator-bound**" if harness.generator_bound(rounds) else ""
-        ratio = statistics.median(
-            mine.load.rps / its.load.rps for mine, its in zip(rounds, found[PEER], strict=True)
-        )
+        times = harness.spread(harness.times_as_fast(rounds, found[PEER], together=together))
         lines.append(
             f"| {name} | {rps.median:,.0f} ({rps.least:,.0f}–{rps.greatest:,.0f}){mark}"
             f" | {cpu.median:.1f} ({cpu.least:.1f}–{cpu.greatest:.1f}) | {p99.median:.2f}"
-            f" | {ratio:.2f} |"
+            f" | {wrk.median:.0%}"
+            f" | **{times.median:.2f}** ({times.least:.2f}–{times.greatest:.2f}) |"
         )
     return "\n".join(lines)
 
@@ -129,15 +133,20 @@ def table(found: dict[str, list[Round]]) -> str:
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Counted runs of each.")
 @click.option("--seconds", default=2, type=click.IntRange(1), help="Length of a counted run.")
 @click.option("--access-log/--no-access-log", default=True, help="Have it in the chain.")
+@click.option("--together/--in-turn", default=True, help="At the same time, or each alone.")
 @click.option("--json", "target", default=RESULTS / "chain.json", type=click.Path(path_type=Path))
-def main(connections: int, rounds: int, seconds: int, access_log: bool, target: Path) -> None:
+def main(
+    connections: int, rounds: int, seconds: int, access_log: bool, together: bool, target: Path
+) -> None:
     """Measure the whole chain beside granian without any, and print a table."""
     harness.wrk_path()
     before = harness.machine()
     try:
         with harness.interruptible(), harness.scratch() as folder:
             folder.mkdir()
-            found = measure(connections, rounds, seconds, folder, access_log=access_log)
+            found = measure(
+                connections, rounds, seconds, folder, access_log=access_log, together=together
+            )
     except Failed as error:
         raise click.ClickException(f"no report: {error}") from None
     versions = {
@@ -145,7 +154,7 @@ def main(connections: int, rounds: int, seconds: int, access_log: bool, target: 
     }  # fmt: skip
     cells = (({"server": name}, rounds_of) for name, rounds_of in found.items())
     harness.report(target, "chain.py", before, versions, cells)
-    print(table(found))
+    print(table(found, together=together))
 
 
 if __name__ == "__main__":

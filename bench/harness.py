@@ -28,8 +28,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -580,6 +581,29 @@ def measured(server: Server, path: str, *, cores: Cores, **options: Any) -> Roun
     return Round(load, used / load.requests * 1e6, used / took, memory[0], busy)
 
 
+def measured_together(servers: Mapping[str, Server], path: str, **options: Any) -> dict[str, Round]:
+    """Load all servers at the same time, each from a wrk of its own (options as for ``measured``).
+
+    Their processes take turns on the core within milliseconds, so what the machine does to one it
+    does to all: CPU per request can be compared where nothing else can. What a second brings is a
+    share: the core has them all. The CPU of all wrks together is each one's ``generator_cpu``.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.monotonic()
+    with ThreadPoolExecutor(len(servers)) as pool:
+        running = {
+            name: pool.submit(measured, server, path, **options) for name, server in servers.items()
+        }
+    took = time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found = {name: one.result() for name, one in running.items()}
+    return {
+        name: replace(one, load=replace(one.load, generator_cpu=used / took))
+        for name, one in found.items()
+    }
+
+
 # figures
 
 
@@ -590,6 +614,17 @@ class Spread:
     median: float
     least: float
     greatest: float
+
+
+def times_as_fast(ours: Sequence[Round], theirs: Sequence[Round], *, together: bool) -> list[float]:
+    """Return how many times as fast we are, in each round.
+
+    By the CPU of a request if they were measured together, else by what each did in a second.
+    """
+    return [
+        its.cpu_us / mine.cpu_us if together else mine.load.rps / its.load.rps
+        for mine, its in zip(ours, theirs, strict=True)
+    ]
 
 
 def spread(values: Sequence[float]) -> Spread:

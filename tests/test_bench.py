@@ -96,6 +96,25 @@ def test_generator_bound_looks_at_its_core_too():
     assert harness.strangers([round_of(0.5, 0.6)]) == pytest.approx(0.4)
 
 
+def test_servers_that_are_measured_together_are_so_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    met = threading.Barrier(3)
+
+    def measured(server: Any, path: str, *, cpu: dict[Any, float]) -> harness.Round:
+        met.wait(10)
+        load = harness.Load(1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, generator_cpu=9.0)
+        return harness.Round(load, cpu[server], 0.3, harness.Memory(1, 1, 1), None)
+
+    monkeypatch.setattr(harness, "measured", measured)
+    servers: Any = {"a": 1, "b": 2, "c": 3}
+    done = harness.measured_together(servers, "/", cpu={1: 10.0, 2: 15.0, 3: 8.0})
+    assert [done[name].cpu_us for name in "abc"] == [10.0, 15.0, 8.0]
+    assert all(one.load.generator_cpu < 1 for one in done.values())  # as the kernel counted
+    assert harness.times_as_fast([done["a"]], [done["b"]], together=True) == [1.5]
+    assert harness.times_as_fast([done["a"]], [done["b"]], together=False) == [1.0]
+
+
 def test_a_server_that_ends_at_once_is_a_failure_with_its_words():
     command = [sys.executable, "-c", "import sys; sys.exit('no such luck')"]
     with (
