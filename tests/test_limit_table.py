@@ -13,15 +13,8 @@ import pytest
 
 from fluxor_fast.arbiter.shared import SharedMemory
 from fluxor_fast.limits.gcra import SECOND, Policy
-from fluxor_fast.limits.table import (
-    HURRIED,
-    PATIENCE,
-    UNCOUNTED,
-    WAYS,
-    Accounts,
-    Table,
-    crowded,
-)
+from fluxor_fast.limits.patience import HURRIED, PATIENCE, Patience
+from fluxor_fast.limits.table import UNCOUNTED, WAYS, Accounts, Table, crowded
 from fluxor_fast.server.admission import Fence, KernelLock, full_fence
 from tests.support.forks import ended, forked
 from tests.support.gcra import Reference
@@ -47,6 +40,7 @@ def share(
         fence=fence,
         lock=lambda number: KernelLock(memory.fd, BYTE + number, tries),
         key=memory.key,
+        wait=Patience(time.monotonic, time.sleep).wait,
     )
 
 
@@ -368,7 +362,7 @@ def test_a_lock_whose_holder_is_off_its_core_is_waited_for_in_bounded_time(
     held = Held(naps=7)
     table = Table(
         memoryview(bytearray(8 * 3 * WAYS)).cast("Q"), WAYS, 1, 0,
-        fence=fence, lock=lambda _: held, key=b"k", clock=held.clock, sleep=held.sleep,
+        fence=fence, lock=lambda _: held, key=b"k", wait=Patience(held.clock, held.sleep).wait,
     )  # fmt: skip
     accounts = Accounts(table, per_minute(2))
     assert accounts.charge("a", NOW) == accounts.policy.cost

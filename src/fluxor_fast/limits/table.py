@@ -37,11 +37,9 @@ Rules:
    (rule 7).
 6. An entry may change its owner between reading and charging: the tag is read after the charge,
    and one that is another's is taken back.
-7. Who has a lock may have been taken off its core. It is waited for, up to PATIENCE: a stopped
-   process has it for longer, and after one that was waited for in vain no lock is waited for in the
-   next HURRIED seconds.
+7. A lock whose holder is off its core is waited for, but not for long (see ``patience``).
 
-Words, clocks and locks are handed in. Thread-safe: a worker's threads share its words, and take
+Words, clock and locks are handed in. Thread-safe: a worker's threads share its words, and take
 turns by a lock of the process, whose release is the fence (on x86 a locked instruction).
 """
 
@@ -53,7 +51,6 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from math import exp, factorial
 from struct import Struct
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
 from fluxor_fast.limits.gcra import Policy
@@ -61,15 +58,11 @@ from fluxor_fast.limits.gcra import Policy
 if TYPE_CHECKING:
     from fluxor_fast.server.admission import Fence, Lock
 
-__all__ = ["HURRIED", "PATIENCE", "UNCOUNTED", "WAYS", "Accounts", "Table", "crowded"]
+__all__ = ["UNCOUNTED", "WAYS", "Accounts", "Table", "crowded"]
 
 WAYS: Final = 8
 """Entries of a set."""
 UNCOUNTED: Final = -1
-PATIENCE: Final = 0.02
-"""Seconds for which a lock is waited for."""
-HURRIED: Final = 1.0
-"""Seconds in which none is, after that was in vain."""
 MOST_KNOWN: Final = 16_384
 """Accounts whose entries a worker remembers, for each policy."""
 
@@ -78,6 +71,11 @@ def crowded(accounts: float, sets: int) -> float:
     """Return the probability that a set holds WAYS of so many accounts, or more (rule 4)."""
     mean = accounts / sets
     return max(0.0, 1.0 - exp(-mean) * sum(mean**n / factorial(n) for n in range(WAYS)))
+
+
+def _in_vain(lock: Lock) -> bool:
+    """Wait for no lock."""
+    return False
 
 
 class Table:
@@ -91,8 +89,7 @@ class Table:
         every charge is made under the set's lock.
     :param lock: makes the lock between processes of a set.
     :param key: the instance's secret, at most 64 bytes.
-    :param clock: monotonic seconds.
-    :param sleep: waits so many seconds.
+    :param wait: waits for a lock, and tells whether it was to be had (see ``patience``).
     """
 
     def __init__(
@@ -105,8 +102,7 @@ class Table:
         fence: Fence | None,
         lock: Callable[[int], Lock],
         key: bytes,
-        clock: Callable[[], float] = monotonic,
-        sleep: Callable[[float], None] = sleep,
+        wait: Callable[[Lock], bool] = _in_vain,
     ) -> None:
         self.words = words
         self.stride = len(words) // entries
@@ -117,9 +113,7 @@ class Table:
         self.lock = lock
         self.mutex = threading.Lock()
         self._key = key
-        self._clock = clock
-        self._sleep = sleep
-        self._hurried = 0.0  # until then no lock is waited for
+        self._wait = wait
 
     @classmethod
     def of_this_process(cls, entries: int, key: bytes) -> Table:
@@ -152,18 +146,6 @@ class Table:
             finally:
                 if got:
                     lock.release()
-
-    def _wait(self, lock: Lock) -> bool:
-        """Wait for a lock, and tell whether it was to be had (rule 7)."""
-        began = now = self._clock()
-        while self._hurried <= now < began + PATIENCE:
-            self._sleep(PATIENCE / 100)
-            if lock.acquire():
-                return True
-            now = self._clock()
-        if now >= self._hurried:
-            self._hurried = now + HURRIED
-        return False
 
     def claim(self, number: int, tag: int) -> int:
         """Return where the entry with ``tag`` begins, which may be another's until now.

@@ -49,6 +49,7 @@ from fluxor_fast.arbiter.shared import CLIENTS, LOOK_SECONDS, ROUTES, SharedMemo
 from fluxor_fast.asgi.serve import AsgiApp, Interface, is_asgi
 from fluxor_fast.config import Settings
 from fluxor_fast.errors import AppImportError, BootError, FluxorError
+from fluxor_fast.limits.patience import Patience
 from fluxor_fast.limits.table import Table
 from fluxor_fast.middleware.access_log import AccessLog
 from fluxor_fast.observability import logs
@@ -435,6 +436,7 @@ class Worker:
             fence=full_fence(),
             lock=lambda number: KernelLock(memory.fd, ACCOUNTS_BYTE + number),
             key=memory.key,
+            wait=Patience(time.monotonic, time.sleep).wait,
         )
 
     def _client_limit(self) -> ClientLimit | None:
