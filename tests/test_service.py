@@ -368,9 +368,10 @@ def test_faults_of_a_registration_are_told_all_at_once(
         answer = await service.post("/api/auth/register", GOOD | change)
         assert answer.status == 422
         told = document(answer)
-        assert told["code"] == "VALIDATION"
-        assert {detail["field"] for detail in told["details"]} == fields
-        assert all(detail["problem"] for detail in told["details"])
+        assert told["code"] == "VALIDATION_FAILED"
+        assert {problem["in"] for problem in told["problems"]} == {"body"}
+        assert {name for problem in told["problems"] for name in problem["path"]} == fields
+        assert all(problem["message"] for problem in told["problems"])
         assert b"12345678" not in answer.body  # values are not repeated
         users = document(await service.ask("GET", "/api/users", token=service.user))["users"]
         assert users == []
@@ -386,13 +387,12 @@ def test_bodies_that_are_no_object(path: str, with_service: Callable[[Test], Non
             assert (answer.status, document(answer)["code"]) == (400, "BAD_JSON"), body
         for body in (b"[]", b"null", b"1", b'"email"'):
             answer = await service.ask("POST", path, body=body, token=service.user)
-            assert (answer.status, document(answer)["code"]) == (422, "VALIDATION"), body
-            assert document(answer)["details"] == [
-                {"field": "", "problem": "must be a JSON object"}
-            ]
+            assert (answer.status, document(answer)["code"]) == (422, "VALIDATION_FAILED"), body
+            (problem,) = document(answer)["problems"]
+            assert problem == {"in": "body", "path": [], "message": "must be an object"}
         answer = await service.ask("POST", path, body=b"{}", token=service.user)
         assert answer.status == 422
-        assert len(document(answer)["details"]) == 2
+        assert len(document(answer)["problems"]) == 2
 
     with_service(test)
 
@@ -448,7 +448,7 @@ def test_faults_of_a_login(
     async def test(service: Service) -> None:
         answer = await service.post("/api/auth/login", login)
         assert answer.status == 422
-        assert {detail["field"] for detail in document(answer)["details"]} == fields
+        assert {problem["path"][0] for problem in document(answer)["problems"]} == fields
 
     with_service(test)
 
@@ -510,7 +510,8 @@ def test_bad_pages(name: str, value: str, with_service: Callable[[Test], None]) 
     async def test(service: Service) -> None:
         answer = await service.ask("GET", f"/api/users?{name}={value}", token=service.user)
         assert answer.status == 422
-        assert [detail["field"] for detail in document(answer)["details"]] == [name]
+        (problem,) = document(answer)["problems"]
+        assert (problem["in"], problem["path"]) == ("query", [name])
 
     with_service(test)
 
@@ -520,7 +521,7 @@ def test_pages_out_of_bounds(with_service: Callable[[Test], None]) -> None:
         for query in ("limit=0", "limit=101", "limit=0&after=x"):
             answer = await service.ask("GET", f"/api/users?{query}", token=service.user)
             assert answer.status == 422
-        assert len(document(answer)["details"]) == 2
+        assert len(document(answer)["problems"]) == 2
         answer = await service.ask("GET", "/api/users?limit=%ff", token=service.user)
         assert answer.status == 400
 
@@ -616,7 +617,7 @@ def test_faults_of_a_new_user(with_service: Callable[[Test], None]) -> None:
         ):
             answer = await service.post("/api/users", body, token=service.user)
             assert answer.status == 422
-            assert [detail["field"] for detail in document(answer)["details"]] == fields
+            assert [problem["path"] for problem in document(answer)["problems"]] == [fields]
 
     with_service(test)
 
@@ -631,7 +632,7 @@ def test_no_control_of_any_kind_and_no_mark_of_byte_order_is_in_an_address(
             for email in (f"a{character}b@example.com", f"a@exa{character}mple.com"):
                 answer = await service.post("/api/auth/register", GOOD | {"email": email})
                 assert answer.status == 422, ascii(email)
-                assert [d["field"] for d in document(answer)["details"]] == ["email"]
+                assert [one["path"] for one in document(answer)["problems"]] == [["email"]]
 
     with_service(test)
 

@@ -53,7 +53,7 @@ from fluxor_fast.http.request import Request
 from fluxor_fast.parameters import Parameter, is_struct
 from fluxor_fast.routing import MAX_DIGITS
 
-__all__ = ["MAX_BODY", "Arguments", "holds_struct"]
+__all__ = ["MAX_BODY", "Arguments", "holds_struct", "problems_of"]
 
 MAX_BODY: Final = 65_536
 """Bytes of a checked body, unless the route or a ``BodyLimit`` says other: a body may be made of
@@ -252,8 +252,7 @@ class _Document:
         try:
             values[self._name] = self._check(raw, strict=True, extra="forbid")
         except ValidationError as error:
-            for place, message in _faults(error):
-                problems.append(_problem("body", place, message))
+            problems += problems_of("body", error)
         else:
             _check_integers(raw, problems)
 
@@ -346,6 +345,7 @@ def _fitting(digits: str) -> int:
 
 _WORDS: Final[Mapping[str, str]] = {
     "extra_forbidden": "is not known here",
+    "model_type": "must be an object",
     "unexpected_keyword_argument": "is not known here",
     "union_tag_invalid": "must have a tag that is known",
     "uuid_parsing": "must be a UUID",
@@ -367,6 +367,15 @@ def _faults(error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
     if faults[0]["type"] == "json_invalid":  # it is JSON by orjson's measure
         raise _too_deep()
     return [(fault["loc"], _WORDS.get(fault["type"], fault["msg"])) for fault in faults[:MOST_TOLD]]
+
+
+def problems_of(where: str, error: ValidationError) -> list[Problem]:
+    """Return what pydantic has found wrong with a whole document, as ``InvalidRequest`` tells it.
+
+    :param where: body, query or header.
+    :raises HTTPError: if the document was not read to its end for its depth.
+    """
+    return [_problem(where, place, message) for place, message in _faults(error)]
 
 
 def _problem(where: str, place: Sequence[int | str], message: str) -> Problem:

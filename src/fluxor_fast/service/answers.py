@@ -210,23 +210,7 @@ class KeyList(TypedDict):
     keys: list[Key]
 
 
-class Fault(TypedDict):
-    """One thing that is wrong; ``field`` is empty where it is the whole document."""
-
-    field: str
-    problem: str
-
-
-class Invalid(TypedDict):
-    """All that is wrong with a request, at most 20 faults."""
-
-    error: str
-    message: str
-    code: Literal["VALIDATION"]
-    details: list[Fault]
-
-
-INVALID = Answer("The request is well-formed, but not what is wanted.", Invalid)
+INVALID = Answer("The request is well-formed, but not what is wanted; `problems` has all faults.")
 TAKEN = Answer("A user with this email address exists already, in whatever case.")
 FORBIDDEN = Answer("The token or key has not the role `admin`.")
 BUSY_DATABASE = Answer("The database is busy or away.")

@@ -1,25 +1,25 @@
 """What clients may send: models of request bodies and queries, and how faults are told.
 
-A body that is not JSON is 400 ``BAD_JSON``; one that is JSON but not what was asked for is 422
-``VALIDATION`` with every fault at once under ``details``: ``[{"field", "problem"}]``. Values are
-never repeated, because one of them may be a password.
+A body that is not JSON is 400 ``BAD_JSON``; one that is JSON but not what was asked for is 422 with
+every fault at once, as of checked arguments (see ``fluxor_fast.validation``). Those are not used
+here, as they want a ``Content-Type`` that ``curl -d`` does not send.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from fluxor_fast.errors import HTTPError
+from fluxor_fast.errors import InvalidRequest
 from fluxor_fast.http.request import Request
 from fluxor_fast.routing import MAX_DIGITS
+from fluxor_fast.validation import problems_of
 
 __all__ = ["Login", "NewKey", "NewUser", "Page", "Refresh", "Registration", "page_of", "parse"]
 
-MAX_DETAILS = 20
 MAX_PAGE = 100
 DEFAULT_PAGE = 20
 
@@ -136,23 +136,19 @@ Form = TypeVar("Form", bound=_Form)
 def parse(form: type[Form], request: Request) -> Form:
     """Return the body as a ``form``; its ``Content-Type`` is not looked at.
 
-    :raises HTTPError: 400 ``BAD_JSON`` or 422 ``VALIDATION``.
+    :raises HTTPError: 400 ``BAD_JSON`` or 422 ``VALIDATION_FAILED``.
     """
-    document = request.json()
-    if not isinstance(document, dict):
-        raise _invalid([("", "must be a JSON object")])
-    return _checked(form, document)
+    return _checked(form, request.json(), "body")
 
 
 def page_of(request: Request) -> Page:
     """Return what the query asks for; parameters with other names are not looked at.
 
-    :raises HTTPError: 422 ``VALIDATION`` unless ``limit`` is 1 to 100 and ``after`` an id.
+    :raises HTTPError: 422 ``VALIDATION_FAILED`` unless ``limit`` is 1 to 100 and ``after`` an id.
     """
     query = request.query
-    return _checked(
-        Page, {name: _number(query[name]) for name in Page.model_fields if name in query}
-    )
+    asked = {name: _number(query[name]) for name in Page.model_fields if name in query}
+    return _checked(Page, asked, "query")
 
 
 def _number(text: str) -> int | str:
@@ -161,23 +157,8 @@ def _number(text: str) -> int | str:
     return int(text) if fits else text
 
 
-def _checked(form: type[Form], document: dict[str, Any]) -> Form:
+def _checked(form: type[Form], document: object, where: str) -> Form:
     try:
         return form.model_validate(document)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False, include_context=False)
-        raise _invalid(
-            [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in faults]
-        ) from None
-
-
-def _invalid(faults: list[tuple[str, str]]) -> HTTPError:
-    return HTTPError(
-        422,
-        "the request is not valid",
-        code="VALIDATION",
-        # field names are the client's own words, and may be many and long
-        details=[
-            {"field": field[:100], "problem": problem} for field, problem in faults[:MAX_DETAILS]
-        ],
-    )
+        raise InvalidRequest(problems_of(where, error)) from None
