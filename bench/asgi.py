@@ -64,6 +64,7 @@ def measure(
     together: bool,
 ) -> dict[Cell, list[Round]]:
     """Time everybody on everything, ``rounds`` times."""
+    measured = harness.measured_together if together else harness.measured_in_turn
     cores = Cores.of(1)
     shuffled = random.Random(SEED)
     sent = folder / "echo.json"
@@ -92,10 +93,7 @@ def measure(
                 names = list(CONTESTANTS)
                 shuffled.shuffle(names)
                 try:
-                    if together:
-                        done = harness.measured_together(servers, path, **options)
-                    else:
-                        done = {n: harness.measured(servers[n], path, **options) for n in names}
+                    done = measured({name: servers[name] for name in names}, path, **options)
                 except Failed as error:
                     raise Failed(f"{workload}, {count} connections: {error}") from None
                 if number:  # the first warms it up

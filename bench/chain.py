@@ -71,6 +71,7 @@ def measure(
     connections: int, rounds: int, seconds: int, folder: Path, *, access_log: bool, together: bool
 ) -> dict[str, list[Round]]:
     """Time all three, ``rounds`` times."""
+    measured = harness.measured_together if together else harness.measured_in_turn
     cores = Cores.of(1)
     shuffled = random.Random(SEED)
     chain = partial(_chain, access_log=access_log)
@@ -90,10 +91,7 @@ def measure(
             shuffled.shuffle(names)
             options: dict[str, Any] = {"cores": cores, "connections": connections, "script": script}
             options["seconds"] = seconds if number else 1
-            if together:
-                done = harness.measured_together(servers, PATH, **options)
-            else:
-                done = {n: harness.measured(servers[n], PATH, **options) for n in names}
+            done = measured({name: servers[name] for name in names}, PATH, **options)
             if number:  # the first warms it up
                 for name, one in done.items():
                     found[name].append(one)

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -597,11 +598,26 @@ def measured_together(servers: Mapping[str, Server], path: str, **options: Any) 
     took = time.monotonic() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    found = {name: one.result() for name, one in running.items()}
+    found = {name: _said(name, one.result) for name, one in running.items()}
     return {
         name: replace(one, load=replace(one.load, generator_cpu=used / took))
         for name, one in found.items()
     }
+
+
+def measured_in_turn(servers: Mapping[str, Server], path: str, **options: Any) -> dict[str, Round]:
+    """Load one server after the other (options as for ``measured``)."""
+    return {
+        name: _said(name, partial(measured, server, path, **options))
+        for name, server in servers.items()
+    }
+
+
+def _said(name: str, measurement: Callable[[], Round]) -> Round:
+    try:
+        return measurement()
+    except Failed as error:
+        raise Failed(f"{name}: {error}") from None
 
 
 # figures

@@ -14,7 +14,7 @@ apart.)
 
 Before Python 3.14 a task is written into a ``WeakSet``, for ``asyncio.all_tasks``, which runs code
 of Python when the task is made and when it goes. Here only those are written into it that are not
-done after their first step (``list_waiting``).
+done after their first step, by ``enlist``.
 """
 
 from __future__ import annotations
