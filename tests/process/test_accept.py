@@ -5,11 +5,12 @@ from __future__ import annotations
 from tests.support.server import Client, LiveServer
 
 QUEUED, NEW = 40, 160
+FLAGS = ("--workers=1", "--queue-target=0", "--queue-deadline=60")
 
 
 def test_a_health_check_behind_many_new_connections_does_not_wait_a_turn_for_each() -> None:
     """libuv accepts once a turn: each turn here lasts 20 ms, and 40 of them are all there are."""
-    with LiveServer("busy:app", "--workers=1", "--queue-target=0") as server:
+    with LiveServer("busy:app", *FLAGS) as server:
         busy = [Client(server.port) for _ in range(QUEUED)]
         for client in busy:
             client.request("/")  # it is accepted
