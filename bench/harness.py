@@ -599,10 +599,14 @@ def measured_together(servers: Mapping[str, Server], path: str, **options: Any) 
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     found = {name: _said(name, one.result) for name, one in running.items()}
-    return {
-        name: replace(one, load=replace(one.load, generator_cpu=used / took))
-        for name, one in found.items()
-    }
+    cores = sum(one.cores for one in found.values())
+
+    def alone(one: Round) -> Round:
+        """Return it as if the others were not there: else they would be strangers."""
+        busy = one.busy and (one.busy[0] - (cores - one.cores), one.busy[1])
+        return replace(one, busy=busy, load=replace(one.load, generator_cpu=used / took))
+
+    return {name: alone(one) for name, one in found.items()}
 
 
 def measured_in_turn(servers: Mapping[str, Server], path: str, **options: Any) -> dict[str, Round]:

@@ -402,6 +402,18 @@ async def test_an_application_without_a_lifespan_is_served() -> None:
 # applications that break the protocol
 
 
+@in_loop
+async def test_a_start_that_was_refused_can_be_followed_by_another() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(ValueError, match="not a header"):
+            await send({**OK, "headers": [(b"a", b"c\r\nd: e")]})
+        await send(OK)
+        await send(END)
+
+    async with serving(AsgiApp(application)) as server:
+        assert (await (await server.connect()).get("/")).body == b"done"
+
+
 @pytest.mark.parametrize(
     ("messages", "said"),
     [

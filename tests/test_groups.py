@@ -7,7 +7,6 @@ no permit and no slot is held, and the counters add up.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import re
@@ -87,7 +86,7 @@ async def test_an_answer_is_what_its_handler_returned_whatever_the_next_does_wit
 
 @in_loop
 async def test_one_that_is_cancelled_before_it_began_leaves_nothing_behind() -> None:
-    app, loop, own = App(), asyncio.get_running_loop(), asyncio.current_task
+    app = App()
 
     @app.get("/")
     async def quick(request: Request) -> Any:
@@ -95,10 +94,8 @@ async def test_one_that_is_cancelled_before_it_began_leaves_nothing_behind() -> 
 
     @app.get("/murder")
     async def murder(request: Request) -> Any:
-        # before Python 3.14 ``all_tasks`` does not know them
-        tasks = [one for one in gc.get_objects() if isinstance(one, asyncio.Task)]
-        for task in tasks:
-            if task.get_loop() is loop and task.get_name() == "request" and task is not own():
+        for task in asyncio.all_tasks():
+            if task.get_name() == "request" and task is not asyncio.current_task():
                 task.cancel()
         return {}
 

@@ -11,11 +11,14 @@ from collections.abc import Callable
 
 import pytest
 
+from fluxor_fast.app import App
 from fluxor_fast.arbiter.shared import SharedMemory
+from fluxor_fast.config import Settings
 from fluxor_fast.limits.gcra import SECOND, Policy
 from fluxor_fast.limits.patience import HURRIED, PATIENCE, Patience
 from fluxor_fast.limits.table import UNCOUNTED, WAYS, Accounts, Table, crowded
 from fluxor_fast.server.admission import Fence, KernelLock, full_fence
+from fluxor_fast.server.worker import ACCOUNTS_BYTE, Worker
 from tests.support.forks import ended, forked
 from tests.support.gcra import Reference
 from tests.support.seeds import seeded
@@ -40,7 +43,7 @@ def share(
         fence=fence,
         lock=lambda number: KernelLock(memory.fd, BYTE + number, tries),
         key=memory.key,
-        wait=Patience(time.monotonic, time.sleep).wait,
+        tries=Patience(time.monotonic, time.sleep).tries,
     )
 
 
@@ -342,6 +345,7 @@ class Held:
 
     def __init__(self, naps: float) -> None:
         self.left, self.naps, self.now = naps, 0, 50.0
+        self.mutex = threading.Lock()
 
     def acquire(self) -> bool:
         return self.left <= 0
@@ -352,6 +356,7 @@ class Held:
         return self.now
 
     def sleep(self, seconds: float) -> None:
+        assert not self.mutex.locked()  # threads of the process go on
         self.naps, self.left, self.now = self.naps + 1, self.left - 1, self.now + seconds
 
 
@@ -360,20 +365,60 @@ def test_a_lock_whose_holder_is_off_its_core_is_waited_for_in_bounded_time(
     fence: Fence | None,
 ) -> None:
     held = Held(naps=7)
+    sets = 8
     table = Table(
-        memoryview(bytearray(8 * 3 * WAYS)).cast("Q"), WAYS, 1, 0,
-        fence=fence, lock=lambda _: held, key=b"k", wait=Patience(held.clock, held.sleep).wait,
+        memoryview(bytearray(8 * 3 * WAYS * sets)).cast("Q"), WAYS * sets, 1, 0,
+        fence=fence, lock=lambda _: held, key=b"k", tries=Patience(held.clock, held.sleep).tries,
     )  # fmt: skip
+    held.mutex = table.mutex
     accounts = Accounts(table, per_minute(2))
-    assert accounts.charge("a", NOW) == accounts.policy.cost
+    by_set: dict[int, list[str]] = {}
+    for name in map(str, range(200)):
+        by_set.setdefault(table.where(accounts.policy.key + name.encode())[0], []).append(name)
+    one, other = by_set[0], by_set[1]
+    assert accounts.charge(one[0], NOW) == accounts.policy.cost
     assert held.naps == 7
     held.left = float("inf")
-    assert accounts.charge("b", NOW) == UNCOUNTED
+    assert accounts.charge(one[1], NOW) == UNCOUNTED
     assert held.now - 50 < 2 * PATIENCE
     naps = held.naps
-    assert [accounts.charge(str(n), NOW) for n in range(100)] == [UNCOUNTED] * 100
+    assert {accounts.charge(name, NOW) for name in one[1:]} == {UNCOUNTED}
     assert held.naps == naps  # it was in vain
+    held.left = 2
+    assert accounts.charge(other[0], NOW) == accounts.policy.cost  # another lock is waited for
+    assert held.naps == naps + 2
     held.now += HURRIED
     held.left = 3
-    assert accounts.charge("b", NOW) == accounts.policy.cost
-    assert held.naps == naps + 3
+    assert accounts.charge(one[1], NOW) == accounts.policy.cost
+    assert held.naps == naps + 5
+
+
+def test_a_worker_waits_for_a_lock_whose_holder_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, words = SharedMemory(2, WAYS), shared_words(2)  # held, to be let go of
+
+    def hold() -> None:
+        lock = KernelLock(memory.fd, ACCOUNTS_BYTE)
+        assert lock.acquire()
+        words[0] = 1
+        while not words[1]:
+            os.sched_yield()
+        lock.release()
+        words[0] = 0
+
+    def reached(held: int) -> None:
+        until = time.monotonic() + 10
+        while words[0] != held:
+            assert time.monotonic() < until
+            os.sched_yield()
+
+    def nap(seconds: float) -> None:
+        words[1] = 1
+        reached(0)
+
+    monkeypatch.setattr("fluxor_fast.server.worker.time.sleep", nap)
+    table = Worker(Settings(), memory, 0, App())._accounts()
+    assert table is not None
+    with forked(hold):
+        reached(1)
+        accounts = Accounts(table, per_minute(2))
+        assert accounts.charge("a", NOW) == accounts.policy.cost

@@ -67,7 +67,7 @@ _BY_PATH: Final = {
 """What it answers where no route is; also 404 where a path has a parameter."""
 _REFUSED: Final = {
     415: Answer("The body is not called JSON.", headers={"Accept": "What it must be."}),
-    422: Answer("The request is well-formed, but not what is wanted; `problems` has all faults."),
+    422: Answer("The request is well-formed, but not what is wanted; `problems` has up to 20."),
 }
 """What is answered to arguments that are not what the annotations want."""
 _NO_TOKEN: Final = Answer(

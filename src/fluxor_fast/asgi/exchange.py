@@ -98,6 +98,7 @@ class Exchange:
     """``receive`` and ``send`` of one request."""
 
     __slots__ = (
+        "__weakref__",
         "_fields",
         "_over",
         "_read",

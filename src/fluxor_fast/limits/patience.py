@@ -1,29 +1,29 @@
 """Patience with a lock whose holder does not let go of it.
 
 Who has a lock for some microseconds may be taken off its core meanwhile, and comes back within some
-milliseconds: it is waited for. A process that is stopped does not come back: after PATIENCE the
-lock is given up, and in the next HURRIED seconds none is waited for, so that what is stopped does
-not stop the rest. The clock is handed in.
+milliseconds: it is waited for. A process that is stopped does not come back: after PATIENCE its
+lock is given up, and in the next HURRIED seconds that one is tried once only, so that what is
+stopped does not stop the rest. The clock is handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from fluxor_fast.server.admission import Lock
+from collections.abc import Callable, Iterator
+from typing import Final
 
 __all__ = ["HURRIED", "PATIENCE", "Patience"]
 
 PATIENCE: Final = 0.02
 """Seconds for which a lock is waited for."""
 HURRIED: Final = 1.0
-"""Seconds in which none is, after that was in vain."""
+"""Seconds in which it is not, after that was in vain."""
+_NAP: Final = PATIENCE / 100
+_MOST: Final = 1024
+"""Locks that are remembered as given up; when there are more all are forgotten."""
 
 
 class Patience:
-    """Waits for locks.
+    """Says when to try for which lock.
 
     :param clock: monotonic seconds.
     :param sleep: sleeps so many seconds.
@@ -32,17 +32,18 @@ class Patience:
     def __init__(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
         self._clock = clock
         self._sleep = sleep
-        self._hurried = 0.0  # until then
+        self._hurried: dict[int, float] = {}  # until when, by lock
 
-    def wait(self, lock: Lock) -> bool:
-        """Wait for ``lock``; tell whether it was got."""
+    def tries(self, lock: int) -> Iterator[None]:
+        """Yield when it is time to try for a lock, for as long as it is worth it."""
+        yield
         began = now = self._clock()
-        if now < self._hurried:
-            return False
+        if now < self._hurried.get(lock, 0.0):
+            return
         while now < began + PATIENCE:
-            self._sleep(PATIENCE / 100)
-            if lock.acquire():
-                return True
+            self._sleep(_NAP)
+            yield
             now = self._clock()
-        self._hurried = now + HURRIED
-        return False
+        if len(self._hurried) >= _MOST:
+            self._hurried.clear()
+        self._hurried[lock] = now + HURRIED

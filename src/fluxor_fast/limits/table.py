@@ -73,9 +73,9 @@ def crowded(accounts: float, sets: int) -> float:
     return max(0.0, 1.0 - exp(-mean) * sum(mean**n / factorial(n) for n in range(WAYS)))
 
 
-def _in_vain(lock: Lock) -> bool:
-    """Wait for no lock."""
-    return False
+def _once(number: int) -> Iterator[None]:
+    """Have a lock tried once."""
+    yield
 
 
 class Table:
@@ -89,7 +89,7 @@ class Table:
         every charge is made under the set's lock.
     :param lock: makes the lock between processes of a set.
     :param key: the instance's secret, at most 64 bytes.
-    :param wait: waits for a lock, and tells whether it was to be had (see ``patience``).
+    :param tries: yields when to try for the lock of a set, and in the end no more.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Table:
         fence: Fence | None,
         lock: Callable[[int], Lock],
         key: bytes,
-        wait: Callable[[Lock], bool] = _in_vain,
+        tries: Callable[[int], Iterator[None]] = _once,
     ) -> None:
         self.words = words
         self.stride = len(words) // entries
@@ -113,7 +113,7 @@ class Table:
         self.lock = lock
         self.mutex = threading.Lock()
         self._key = key
-        self._wait = wait
+        self._tries = tries
 
     @classmethod
     def of_this_process(cls, entries: int, key: bytes) -> Table:
@@ -139,13 +139,15 @@ class Table:
     def alone(self, number: int) -> Iterator[bool]:
         """Keep processes and threads out of a set; tell whether that was to be had."""
         lock = self.lock(number)
-        with self.mutex:
-            got = lock.acquire() or self._wait(lock)
-            try:
-                yield got
-            finally:
-                if got:
-                    lock.release()
+        for _ in self._tries(number):
+            with self.mutex:  # not while it is waited: threads' own charges need it
+                if lock.acquire():
+                    try:
+                        yield True
+                    finally:
+                        lock.release()
+                    return
+        yield False
 
     def claim(self, number: int, tag: int) -> int:
         """Return where the entry with ``tag`` begins, which may be another's until now.

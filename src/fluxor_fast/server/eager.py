@@ -11,10 +11,6 @@ the step is made. Where either cannot be, tasks begin in the usual way.
 
 (``eager_start`` of Python 3.12 makes a task and its first step in one, which ``made`` is to keep
 apart.)
-
-Before Python 3.14 a task is written into a ``WeakSet``, for ``asyncio.all_tasks``, which runs code
-of Python when the task is made and when it goes. Here only those are written into it that are not
-done after their first step, by ``enlist``.
 """
 
 from __future__ import annotations
@@ -23,16 +19,11 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from typing import Any
-from weakref import WeakSet
 
-__all__ = ["Step", "begin", "enlist", "made"]
+__all__ = ["Step", "begin", "made"]
 
 Step = tuple[Callable[[], object], Context]
 """A step that a task asks for, and the context in which it is to be made."""
-
-_names = vars(asyncio.tasks)
-_listed: WeakSet[Any] = _names.get("_all_tasks", _names.get("_scheduled_tasks", WeakSet()))
-"""What ``asyncio.all_tasks`` tells of, of all threads."""
 
 
 def _catcher(loop: Any, caught: list[Step]) -> Callable[..., object]:
@@ -51,25 +42,15 @@ def _catcher(loop: Any, caught: list[Step]) -> Callable[..., object]:
     return catch
 
 
-def enlist(task: asyncio.Task[None]) -> None:
-    """Have ``asyncio.all_tasks`` tell of a task that waits."""
-    _listed.add(task)
-
-
 def made(
     loop: Any, coroutines: Sequence[Coroutine[Any, Any, None]]
 ) -> tuple[list[asyncio.Task[None]], list[Step]]:
-    """Return tasks, and the first step of each, to be made; no steps: the loop will make them.
-
-    After the steps those that wait are to be enlisted.
-    """
+    """Return tasks, and the first step of each, to be made; no steps: the loop will make them."""
     steps: list[Step] = []
-    unlisted: list[asyncio.Task[None]] = []
     by_hand = asyncio.current_task(loop) is None
     if by_hand:
         try:
             loop.call_soon = _catcher(loop, steps)
-            _listed.add = unlisted.append  # type: ignore[assignment,method-assign]
         except AttributeError:  # a loop without attributes of its own
             by_hand = False
     try:
@@ -77,9 +58,7 @@ def made(
         tasks = [asyncio.Task(one, loop=loop, name="request") for one in coroutines]
     finally:
         if by_hand:
-            _restore(loop)
-    if unlisted != tasks:  # one of a finalizer, or of another thread, is among them
-        _enlist_all(unlisted)
+            del loop.call_soon
     return tasks, steps
 
 
@@ -89,31 +68,14 @@ def begin(loop: Any, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]
         return asyncio.Task(coroutine, loop=loop)
     # as ``made`` does it; for one alone its lists would cost 1 µs
     steps: list[Step] = []
-    unlisted: list[asyncio.Task[None]] = []
     try:
         loop.call_soon = _catcher(loop, steps)
     except AttributeError:
         return asyncio.Task(coroutine, loop=loop)
-    _listed.add = unlisted.append  # type: ignore[assignment,method-assign]
     try:
         task = asyncio.Task(coroutine, loop=loop, name="request")
     finally:
-        _restore(loop)
-    if len(unlisted) != 1 or unlisted[0] is not task:
-        _enlist_all(unlisted)
+        del loop.call_soon
     for step, context in steps:
         context.run(step)
-    if not task.done():
-        enlist(task)
     return task
-
-
-def _enlist_all(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        enlist(task)
-
-
-def _restore(loop: Any) -> None:
-    """Have tasks made in the usual way again."""
-    del loop.call_soon
-    vars(_listed).pop("add", None)  # another thread's may have taken its place, and be gone

@@ -35,7 +35,7 @@ from fluxor_fast.http.streaming import BodySender
 from fluxor_fast.http.upgrade import Upgrade
 from fluxor_fast.routing import Kind, Route
 from fluxor_fast.server.admission import SharedLimit, Thresholds
-from fluxor_fast.server.eager import begin, enlist, made
+from fluxor_fast.server.eager import begin, made
 from fluxor_fast.server.leaving import LARGE, Leaving
 from fluxor_fast.server.queueing import WaitingQueue
 from fluxor_fast.server.streaming import AnswerWriter, is_cancelled
@@ -232,7 +232,6 @@ class Running(Leaving):
                 loop.call_soon(step, context=context)
             for task, request in zip(tasks, group, strict=True):
                 if not task.done():
-                    enlist(task)
                     self._keep(task)
                 elif task.cancelled() and not hasattr(request, "rid"):  # before it began
                     request.connection.abort()  # type: ignore[attr-defined]

@@ -434,9 +434,10 @@ class Worker:
             memory.workers,
             self.index,
             fence=full_fence(),
-            lock=lambda number: KernelLock(memory.fd, ACCOUNTS_BYTE + number),
+            # few tries at once: each may give away a time slice, and it is tried again after a nap
+            lock=lambda number: KernelLock(memory.fd, ACCOUNTS_BYTE + number, tries=8),
             key=memory.key,
-            wait=Patience(time.monotonic, time.sleep).wait,
+            tries=Patience(time.monotonic, time.sleep).tries,
         )
 
     def _client_limit(self) -> ClientLimit | None:

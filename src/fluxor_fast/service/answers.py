@@ -210,7 +210,7 @@ class KeyList(TypedDict):
     keys: list[Key]
 
 
-INVALID = Answer("The request is well-formed, but not what is wanted; `problems` has all faults.")
+INVALID = Answer("The request is well-formed, but not what is wanted; `problems` has up to 20.")
 TAKEN = Answer("A user with this email address exists already, in whatever case.")
 FORBIDDEN = Answer("The token or key has not the role `admin`.")
 BUSY_DATABASE = Answer("The database is busy or away.")

@@ -1,8 +1,8 @@
 """What clients may send: models of request bodies and queries, and how faults are told.
 
-A body that is not JSON is 400 ``BAD_JSON``; one that is JSON but not what was asked for is 422 with
-every fault at once, as of checked arguments (see ``fluxor_fast.validation``). Those are not used
-here, as they want a ``Content-Type`` that ``curl -d`` does not send.
+A body that is not JSON is 400 ``BAD_JSON``; one that is JSON but not what was asked for is 422 and
+told as checked arguments are, all faults at once (see ``fluxor_fast.validation``). Those are not
+used here, as they want a ``Content-Type`` that ``curl -d`` does not send.
 """
 
 from __future__ import annotations
