@@ -1,9 +1,10 @@
 """The same Starlette application under fluxor-fast, uvicorn and granian.
 
-One worker each, all pinned to one core; the other is wrk's. They are loaded at the same time
-(``measured_together``), and the CPU that a request costs is compared; or in turn, in an order
-shuffled with a fixed seed, and what each does alone in a second is. Ratios are taken within a
-round. Before anything is timed each must answer what ours does. A failed round fails the report.
+One worker each, all pinned to one core; the other is wrk's. They take turns within each round
+(``measured_in_slices``), and the CPU that a request costs is compared; or one has a round after the
+other, in an order shuffled with a fixed seed, and what each does in a second is. Ratios are taken
+within a round. Before anything is timed each must answer what ours does. A failed round fails the
+report.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ def measure(
     seconds: int,
     folder: Path,
     *,
-    together: bool,
+    slices: bool,
 ) -> dict[Cell, list[Round]]:
     """Time everybody on everything, ``rounds`` times."""
-    measured = harness.measured_together if together else harness.measured_in_turn
+    measured = harness.measured_in_slices if slices else harness.measured_in_turn
     cores = Cores.of(1)
     shuffled = random.Random(SEED)
     sent = folder / "echo.json"
@@ -103,11 +104,11 @@ def measure(
     return found
 
 
-def table(found: dict[Cell, list[Round]], *, together: bool) -> str:
+def table(found: dict[Cell, list[Round]], *, slices: bool) -> str:
     """Return the medians as Markdown, and what was promised beside them."""
     lines = [
         "| | connections | server | RPS (least–most) | CPU µs/request (least–most) | P99 ms"
-        f" | wrk CPU | {'its CPU ÷ ours' if together else 'our RPS ÷ its'} (least–most)"
+        f" | wrk CPU | {'its CPU ÷ ours' if slices else 'our RPS ÷ its'} (least–most)"
         " | promised |",
         "|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
@@ -115,19 +116,19 @@ def table(found: dict[Cell, list[Round]], *, together: bool) -> str:
         workload, count, name = cell
         rps = harness.spread([r.load.rps for r in rounds])
         cpu = harness.spread([r.cpu_us for r in rounds])
-        p99 = harness.spread([r.load.p99 for r in rounds])
+        p99 = "" if slices else f"{harness.spread([r.load.p99 for r in rounds]).median:.2f}"
         wrk = harness.spread([r.load.generator_cpu for r in rounds])
         mark = " **generator-bound**" if harness.generator_bound(rounds) else ""
         got = promised = ""
         if name in PROMISED:
             ours = found[(workload, count, "fluxor-fast")]
-            times = harness.spread(harness.times_as_fast(ours, rounds, together=together))
+            times = harness.spread(harness.times_as_fast(ours, rounds, slices=slices))
             got = f"**{times.median:.2f}** ({times.least:.2f}–{times.greatest:.2f})"
             promised = f"{PROMISED[name]:g}"
         lines.append(
             f"| {WORKLOADS[workload][1]} | {count:,} | {name}"
             f" | {rps.median:,.0f} ({rps.least:,.0f}–{rps.greatest:,.0f}){mark}"
-            f" | {cpu.median:.1f} ({cpu.least:.1f}–{cpu.greatest:.1f}) | {p99.median:.2f}"
+            f" | {cpu.median:.1f} ({cpu.least:.1f}–{cpu.greatest:.1f}) | {p99}"
             f" | {wrk.median:.0%} | {got} | {promised} |"
         )
     return "\n".join(lines)
@@ -138,10 +139,10 @@ def table(found: dict[Cell, list[Round]], *, together: bool) -> str:
 @click.option("--connections", default="64", help="By commas.")
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Counted runs of each.")
 @click.option("--seconds", default=2, type=click.IntRange(1), help="Length of a counted run.")
-@click.option("--together/--in-turn", default=True, help="At the same time, or each alone.")
+@click.option("--slices/--in-turn", default=True, help="Taking turns within each round, or not.")
 @click.option("--json", "target", default=RESULTS / "asgi.json", type=click.Path(path_type=Path))
 def main(
-    workloads: str, connections: str, rounds: int, seconds: int, together: bool, target: Path
+    workloads: str, connections: str, rounds: int, seconds: int, slices: bool, target: Path
 ) -> None:
     """Measure the same Starlette application under three servers, and print a table."""
     harness.wrk_path()
@@ -152,7 +153,7 @@ def main(
     try:
         with harness.interruptible(), harness.scratch() as folder:
             folder.mkdir()
-            found = measure(chosen, counts, rounds, seconds, folder, together=together)
+            found = measure(chosen, counts, rounds, seconds, folder, slices=slices)
     except Failed as error:
         raise click.ClickException(f"no report: {error}") from None
     versions = {**harness.versions(*packages), "wrk": harness.wrk_version()}
@@ -161,7 +162,7 @@ def main(
         for (workload, count, name), rounds_of in found.items()
     )
     harness.report(target, "asgi.py", before, versions, cells)
-    print(table(found, together=together))
+    print(table(found, slices=slices))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 The chain is the original's: access log (into a file), recovery, CORS, security headers, rate limit,
 compression, token; the client sends a token, an origin, and what it can decompress. Beside it the
 same route bare, and granian making the same document. One worker each, pinned to one core, wrk on
-the other. They are loaded at the same time (``measured_together``), and the CPU that a request
-costs is compared; or in turn, in an order shuffled with a fixed seed, and what each does alone in a
-second is. Ratios are taken within a round. Before anything is timed all must answer the same
-document, and the chain must refuse who has no token. A failed round fails the report.
+the other. They take turns within each round (``measured_in_slices``), and the CPU that a request
+costs is compared; or one has a round after the other, in an order shuffled with a fixed seed, and
+what each does in a second is. Ratios are taken within a round. Before anything is timed all must
+answer the same document, and the chain must refuse who has no token. A failed round fails the
+report.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ def checked(servers: dict[str, Server], sent: dict[str, str]) -> None:
 
 
 def measure(
-    connections: int, rounds: int, seconds: int, folder: Path, *, access_log: bool, together: bool
+    connections: int, rounds: int, seconds: int, folder: Path, *, access_log: bool, slices: bool
 ) -> dict[str, list[Round]]:
     """Time all three, ``rounds`` times."""
-    measured = harness.measured_together if together else harness.measured_in_turn
+    measured = harness.measured_in_slices if slices else harness.measured_in_turn
     cores = Cores.of(1)
     shuffled = random.Random(SEED)
     chain = partial(_chain, access_log=access_log)
@@ -103,23 +104,23 @@ def measure(
     return found
 
 
-def table(found: dict[str, list[Round]], *, together: bool) -> str:
+def table(found: dict[str, list[Round]], *, slices: bool) -> str:
     """Return the medians as Markdown."""
     lines = [
         "| server | RPS (least–most) | CPU µs/request (least–most) | P99 ms | wrk CPU"
-        f" | {'granian CPU ÷ its' if together else 'its RPS ÷ granian'} (least–most) |",
+        f" | {'granian CPU ÷ its' if slices else 'its RPS ÷ granian'} (least–most) |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, rounds in found.items():
         rps = harness.spread([r.load.rps for r in rounds])
         cpu = harness.spread([r.cpu_us for r in rounds])
-        p99 = harness.spread([r.load.p99 for r in rounds])
+        p99 = "" if slices else f"{harness.spread([r.load.p99 for r in rounds]).median:.2f}"
         wrk = harness.spread([r.load.generator_cpu for r in rounds])
         mark = " **generator-bound**" if harness.generator_bound(rounds) else ""
-        times = harness.spread(harness.times_as_fast(rounds, found[PEER], together=together))
+        times = harness.spread(harness.times_as_fast(rounds, found[PEER], slices=slices))
         lines.append(
             f"| {name} | {rps.median:,.0f} ({rps.least:,.0f}–{rps.greatest:,.0f}){mark}"
-            f" | {cpu.median:.1f} ({cpu.least:.1f}–{cpu.greatest:.1f}) | {p99.median:.2f}"
+            f" | {cpu.median:.1f} ({cpu.least:.1f}–{cpu.greatest:.1f}) | {p99}"
             f" | {wrk.median:.0%}"
             f" | **{times.median:.2f}** ({times.least:.2f}–{times.greatest:.2f}) |"
         )
@@ -131,10 +132,10 @@ def table(found: dict[str, list[Round]], *, together: bool) -> str:
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Counted runs of each.")
 @click.option("--seconds", default=2, type=click.IntRange(1), help="Length of a counted run.")
 @click.option("--access-log/--no-access-log", default=True, help="Have it in the chain.")
-@click.option("--together/--in-turn", default=True, help="At the same time, or each alone.")
+@click.option("--slices/--in-turn", default=True, help="Taking turns within each round, or not.")
 @click.option("--json", "target", default=RESULTS / "chain.json", type=click.Path(path_type=Path))
 def main(
-    connections: int, rounds: int, seconds: int, access_log: bool, together: bool, target: Path
+    connections: int, rounds: int, seconds: int, access_log: bool, slices: bool, target: Path
 ) -> None:
     """Measure the whole chain beside granian without any, and print a table."""
     harness.wrk_path()
@@ -143,7 +144,7 @@ def main(
         with harness.interruptible(), harness.scratch() as folder:
             folder.mkdir()
             found = measure(
-                connections, rounds, seconds, folder, access_log=access_log, together=together
+                connections, rounds, seconds, folder, access_log=access_log, slices=slices
             )
     except Failed as error:
         raise click.ClickException(f"no report: {error}") from None
@@ -152,7 +153,7 @@ def main(
     }  # fmt: skip
     cells = (({"server": name}, rounds_of) for name, rounds_of in found.items())
     harness.report(target, "chain.py", before, versions, cells)
-    print(table(found, together=together))
+    print(table(found, slices=slices))
 
 
 if __name__ == "__main__":

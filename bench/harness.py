@@ -28,8 +28,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,8 @@ import click
 HERE = Path(__file__).resolve().parent
 READY_SECONDS = 60.0  # an embedded database may have to be set up first
 STOP_SECONDS = 15.0
+SLICE = 0.1
+"""Seconds for which one of several servers runs before it is another's turn."""
 GENERATOR_BOUND = 0.95
 """From this share of its cores on, a generator measures itself."""
 
@@ -464,6 +466,7 @@ def run_wrk(
     refused: bool = False,
     scheme: str = "http",
     near_end: Callable[[], None] = lambda: None,
+    running: Callable[[int], object] = lambda _: None,
 ) -> Load:
     """Load a server and return what came of it.
 
@@ -472,6 +475,7 @@ def run_wrk(
     :param script: another script than ``report.lua``, and its arguments.
     :param refused: every answer is a refusal, as it should be.
     :param near_end: called shortly before the end, while all connections are open.
+    :param running: called with wrk's process id.
     :raises Failed: at any error: of a connection, of an answer, or of wrk itself.
     """
     command = [
@@ -494,6 +498,7 @@ def run_wrk(
             text=True,
             start_new_session=True,  # Ctrl-C is ours: we end it
         )
+    running(process.pid)
     try:
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.5, seconds - 0.5))
@@ -582,19 +587,34 @@ def measured(server: Server, path: str, *, cores: Cores, **options: Any) -> Roun
     return Round(load, used / load.requests * 1e6, used / took, memory[0], busy)
 
 
-def measured_together(servers: Mapping[str, Server], path: str, **options: Any) -> dict[str, Round]:
-    """Load all servers at the same time, each from a wrk of its own (options as for ``measured``).
+def measured_in_slices(
+    servers: Mapping[str, Server], path: str, **options: Any
+) -> dict[str, Round]:
+    """Load all servers in the same seconds, but one at a time (options as for ``measured``).
 
-    Their processes take turns on the core within milliseconds, so what the machine does to one it
-    does to all: CPU per request can be compared where nothing else can. What a second brings is a
-    share: the core has them all. The CPU of all wrks together is each one's ``generator_cpu``.
+    Each has a wrk of its own, and SLICE after SLICE the kernel stops one server with its wrk and
+    lets the next go on. So each runs alone, and what the machine does in these seconds it does to
+    all: CPU per request can be compared where nothing else can. What a second brings is a share of
+    it, and latencies are the slices'. ``generator_cpu`` is that of all wrks together.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
-    with ThreadPoolExecutor(len(servers)) as pool:
-        running = {
-            name: pool.submit(measured, server, path, **options) for name, server in servers.items()
-        }
+    with ExitStack() as stack, ThreadPoolExecutor(len(servers)) as pool:
+        held: dict[str, list[int]] = {name: [] for name in servers}
+
+        def hold(name: str, pid: int) -> None:
+            handle = os.pidfd_open(pid)
+            stack.callback(os.close, handle)
+            held[name].append(handle)
+
+        running: dict[str, Future[Round]] = {}
+        for name, server in servers.items():
+            for pid in server.tree:
+                hold(name, pid)
+            running[name] = pool.submit(
+                measured, server, path, running=partial(hold, name), **options
+            )
+        _take_turns(held, lambda: not all(one.done() for one in running.values()))
     took = time.monotonic() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -607,6 +627,28 @@ def measured_together(servers: Mapping[str, Server], path: str, **options: Any) 
         return replace(one, busy=busy, load=replace(one.load, generator_cpu=used / took))
 
     return {name: alone(one) for name, one in found.items()}
+
+
+def _take_turns(held: Mapping[str, list[int]], go_on: Callable[[], bool]) -> None:
+    """Let the processes of one at a time run, SLICE after SLICE, and in the end all.
+
+    :param held: their descriptors (``pidfd_open``): an id may be another's by now.
+    """
+    try:
+        while go_on():
+            for name in held:
+                for other in held:
+                    _signal(held[other], signal.SIGCONT if other == name else signal.SIGSTOP)
+                time.sleep(SLICE)
+    finally:
+        for each in held.values():
+            _signal(each, signal.SIGCONT)
+
+
+def _signal(handles: Sequence[int], number: signal.Signals) -> None:
+    for handle in list(handles):
+        with suppress(ProcessLookupError):  # a wrk that has ended
+            signal.pidfd_send_signal(handle, number)
 
 
 def measured_in_turn(servers: Mapping[str, Server], path: str, **options: Any) -> dict[str, Round]:
@@ -636,13 +678,13 @@ class Spread:
     greatest: float
 
 
-def times_as_fast(ours: Sequence[Round], theirs: Sequence[Round], *, together: bool) -> list[float]:
+def times_as_fast(ours: Sequence[Round], theirs: Sequence[Round], *, slices: bool) -> list[float]:
     """Return how many times as fast we are, in each round.
 
-    By the CPU of a request if they were measured together, else by what each did in a second.
+    By the CPU of a request if they were measured in slices, else by what each did in a second.
     """
     return [
-        its.cpu_us / mine.cpu_us if together else mine.load.rps / its.load.rps
+        its.cpu_us / mine.cpu_us if slices else mine.load.rps / its.load.rps
         for mine, its in zip(ours, theirs, strict=True)
     ]
 

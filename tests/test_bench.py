@@ -96,23 +96,52 @@ def test_generator_bound_looks_at_its_core_too():
     assert harness.strangers([round_of(0.5, 0.6)]) == pytest.approx(0.4)
 
 
-def test_servers_that_are_measured_together_are_so_at_the_same_time(
+def test_servers_that_are_measured_in_slices_run_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Each "server" and its "wrk" are processes that sleep, and are to be seen stopped."""
+    sleeping = "import time\nwhile True: time.sleep(0.01)"
     met = threading.Barrier(3)
+    seen: list[str] = []
 
-    def measured(server: Any, path: str, *, cpu: dict[Any, float]) -> harness.Round:
+    def state(process: subprocess.Popen[bytes]) -> str:
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def measured(server: Any, path: str, *, running: Any, cpu: dict[Any, float]) -> Any:
+        running(wrks[server.name].pid)
         met.wait(10)
+        until = time.monotonic() + 20
+        while not {"a", "b", "c"} <= {*seen} and time.monotonic() < until:
+            going = {
+                name for name in servers
+                if "T" not in (state(processes[name]), state(wrks[name]))
+            }  # fmt: skip
+            if len(going) < 3:
+                seen.append("".join(sorted(going)) or "-")
+            time.sleep(0.003)
         load = harness.Load(1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, generator_cpu=9.0)
-        return harness.Round(load, cpu[server], 0.3, harness.Memory(1, 1, 1), None)
+        return harness.Round(load, cpu[server.name], 0.3, harness.Memory(1, 1, 1), (0.9, 0.5))
 
     monkeypatch.setattr(harness, "measured", measured)
-    servers: Any = {"a": 1, "b": 2, "c": 3}
-    done = harness.measured_together(servers, "/", cpu={1: 10.0, 2: 15.0, 3: 8.0})
+    processes = {name: subprocess.Popen([sys.executable, "-c", sleeping]) for name in "abc"}
+    wrks = {name: subprocess.Popen([sys.executable, "-c", sleeping]) for name in "abc"}
+    servers: Any = {
+        name: type("", (), {"name": name, "tree": [process.pid]})
+        for name, process in processes.items()
+    }
+    try:
+        done = harness.measured_in_slices(servers, "/", cpu={"a": 10.0, "b": 15.0, "c": 8.0})
+        assert "T" not in {state(one) for one in [*processes.values(), *wrks.values()]}
+    finally:
+        for one in [*processes.values(), *wrks.values()]:
+            one.kill()
+            one.wait()
+    assert {"a", "b", "c"} <= {*seen}
     assert [done[name].cpu_us for name in "abc"] == [10.0, 15.0, 8.0]
-    assert all(one.load.generator_cpu < 1 for one in done.values())  # as the kernel counted
-    assert harness.times_as_fast([done["a"]], [done["b"]], together=True) == [1.5]
-    assert harness.times_as_fast([done["a"]], [done["b"]], together=False) == [1.0]
+    assert all(one.load.generator_cpu < 9 for one in done.values())  # as the kernel counted
+    assert harness.strangers([done["a"]]) == pytest.approx(0)  # the others are none
+    assert harness.times_as_fast([done["a"]], [done["b"]], slices=True) == [1.5]
+    assert harness.times_as_fast([done["a"]], [done["b"]], slices=False) == [1.0]
 
 
 def test_a_server_that_ends_at_once_is_a_failure_with_its_words():
