@@ -48,6 +48,12 @@ def test_after_all_stood_still_together_nobody_is_blamed() -> None:
     assert one.look(3600.1, State.READY, 8, 0) is WELL
 
 
+def test_nor_is_anybody_where_the_timeout_is_the_least_and_a_heartbeat_was_due() -> None:
+    one = Watch(0.0, heartbeat_timeout=1.0, boot_timeout=5.0)
+    looks = [(0.1, 7), (0.2, 7), (0.3, 7), (0.4, 7), (0.5, 7), (60.0, 7), (60.1, 7), (60.2, 8)]
+    assert {one.look(at, State.READY, beat, 0) for at, beat in looks} == {WELL}
+
+
 def test_a_start_has_a_limit_of_its_own() -> None:
     one = watch()
     verdicts = [one.look(at / 10, State.BOOTING, 7, 0) for at in range(1, 60)]

@@ -19,7 +19,8 @@ from fluxor_fast.arbiter.shared import State
 
 __all__ = ["Verdict", "Watch"]
 
-LONGEST_STEP = 1.0  # seconds between two looks that count at most (rule 2)
+LONGEST_STEP = 1.0  # seconds between two looks that count at most (rule 2)…
+ROOM = 0.75  # …and fewer where that would not leave these: a heartbeat is up to 0.5 s old
 DUMP_SECONDS = 1.0  # for the stacks (rule 4); written within a millisecond unless it is stopped
 
 
@@ -65,7 +66,7 @@ class Watch:
         :param beat: its heartbeat; only whether it changes matters.
         :param dumped: bytes of stacks that it has written so far.
         """
-        step = min(now - self._looked, LONGEST_STEP)
+        step = min(now - self._looked, LONGEST_STEP, self.heartbeat_timeout - ROOM)
         self._looked = now
         self._silent = 0.0 if beat != self._beat else self._silent + step
         self._beat = beat
