@@ -487,7 +487,7 @@ def run_wrk(
         command += ["--", *script[1:]]
     if think_ms is not None:
         command += ["--", *map(str, think_ms)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = _children_seconds()
     started = time.monotonic()
     with pinned(cores.generator):
         process = subprocess.Popen(
@@ -511,11 +511,16 @@ def run_wrk(
             process.kill()
             process.wait()
     took = time.monotonic() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    used = _children_seconds() - before
     if process.returncode != 0:
         raise Failed(f"wrk ended with {process.returncode}: {output.strip()[-300:]}")
     return _read_report(output, used / took / threads, refused)
+
+
+def _children_seconds() -> float:
+    """Return the CPU seconds of all children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _read_report(output: str, generator_cpu: float, refused: bool = False) -> Load:
@@ -597,7 +602,7 @@ def measured_in_slices(
     all: CPU per request can be compared where nothing else can. What a second brings is a share of
     it, and latencies are the slices'. ``generator_cpu`` is that of all wrks together.
     """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = _children_seconds()
     started = time.monotonic()
     with ExitStack() as stack, ThreadPoolExecutor(len(servers)) as pool:
         held: dict[str, list[int]] = {name: [] for name in servers}
@@ -616,8 +621,7 @@ def measured_in_slices(
             )
         _take_turns(held, lambda: not all(one.done() for one in running.values()))
     took = time.monotonic() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    used = _children_seconds() - before
     found = {name: _said(name, one.result) for name, one in running.items()}
     cores = sum(one.cores for one in found.values())
 

@@ -119,21 +119,18 @@ def test_new_certificates_are_used_without_a_restart(authority: Authority) -> No
                     found[client.request("/who").json["pid"]] = client.shown
             return found
 
-        def told(what: str) -> int:
-            return server.log.count(what)
-
         eventually(lambda: first not in shown().values(), "the new certificate")
-        eventually(lambda: told("use the new certificate") == 3, "the arbiter has it too")
+        tells(server, "use the new certificate", 3)  # the arbiter has it too
         assert len(set(shown().values())) == 1
         assert old.request("/who").json["pid"] == by
         pair[1].write_text("no key\n")
-        eventually(lambda: told("cannot be used; the old ones stay") == 3, "told")
+        tells(server, "cannot be used; the old ones stay", 3)
         now = shown()
         assert first not in now.values()
         authority.replace(pair)
         eventually(lambda: not set(now.values()) & set(shown().values()), "the third one")
         third = set(shown().values())
-        eventually(lambda: told("use the new certificate") == 6, "all three have it")
+        tells(server, "use the new certificate", 6)  # all three have it
         pair[1].write_text("no key\n")
         victim = next(pid for pid in server.workers if pid != by)
         os.kill(victim, signal.SIGKILL)

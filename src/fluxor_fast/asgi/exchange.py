@@ -196,9 +196,10 @@ class Exchange:
         if kind == "http.response.body":
             fields = self._fields
             body = message.get("body", b"")
+            more = message.get("more_body", False)
             if fields is None:
-                await self._go_on(body, message.get("more_body", False))
-            elif message.get("more_body", False):
+                await self._go_on(body, more)
+            elif more:
                 await self._open(fields, body)
             else:
                 self._answer(AsgiResponse(self._status, fields, body), fields)
