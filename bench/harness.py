@@ -273,9 +273,9 @@ def answers(port: int) -> bool:
     return fetch(port, "/health", timeout=1.0).status == 200
 
 
-def gauges(port: int) -> dict[str, float]:
+def gauges(port: int, timeout: float = 1.0) -> dict[str, float]:
     """Return the figures of ``/metrics``, which is never refused and not counted itself."""
-    text = fetch(port, "/metrics", timeout=1.0).body.decode()
+    text = fetch(port, "/metrics", timeout=timeout).body.decode()
     return {
         name: float(value)
         for name, _, value in (

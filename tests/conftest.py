@@ -14,6 +14,7 @@ import pytest
 from psycopg import sql
 
 from fluxor_fast.db.embedded import EmbeddedPostgres
+from tests.support import seeds as seeds  # what Hypothesis does by default
 from tests.support.redis import RedisServer, program
 
 

@@ -21,6 +21,7 @@ from fluxor_fast.db.migrations import LOCK
 from fluxor_fast.errors import BackupError, FluxorError
 from tests.conftest import a_database
 from tests.support.command import command
+from tests.support.server import eventually
 
 # every kind of value whose text depends on a setting, and what pg_dump treats apart
 ROWS = """
@@ -208,6 +209,8 @@ def test_not_under_a_service_or_a_migration(source: str, tmp_path: Path) -> None
     ):
         restore(source, file, clean=True, told=quiet)
     with psycopg.connect(source, autocommit=True) as other:
+        held = "select from pg_locks where locktype = 'advisory'"
+        eventually(lambda: not other.execute(held).fetchall(), "who has hung up is gone")
         other.execute("select pg_advisory_lock(%s)", (LOCK,))
         with pytest.raises(BackupError, match="somebody migrates"):
             restore(source, file, clean=True, told=quiet)

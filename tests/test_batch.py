@@ -528,8 +528,8 @@ def test_who_did_not_stay_away_has_what_is_idle(clock: Clock) -> None:
 
 
 @in_loop
-async def test_who_did_not_stay_away_has_the_slots_that_are_free() -> None:
-    app, _ = burning_app(Clock())
+async def test_who_did_not_stay_away_has_the_slots_that_are_free(clock: Clock) -> None:
+    app, _ = burning_app(clock)
     app.state.gate = asyncio.Event()
     bench = Bench(app, asyncio.get_running_loop(), slots=4, pause=0.5)
     patient = [bench.ask(f"/wait/{n}") for n in range(2)]

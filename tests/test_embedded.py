@@ -13,6 +13,7 @@ import pytest
 
 from fluxor_fast.db.embedded import EmbeddedPostgres, embedded_postgres
 from fluxor_fast.errors import BootError, ConfigError
+from tests.support.server import eventually
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_data_is_kept_and_the_limit_is_as_asked(folder: Path) -> None:
         connection.execute("insert into kept values ('here')")
         pid = postmaster(folder)
         assert os.getsid(pid) == pid  # a session of its own: no Ctrl-C of ours
-    assert not alive(pid)
+    eventually(lambda: not alive(pid), "it has ended")
     with embedded_postgres(folder, 12) as url, psycopg.connect(url) as connection:
         row = connection.execute(
             "select word, current_setting('max_connections') from kept"
@@ -60,7 +61,7 @@ def test_an_orphan_of_a_killed_run_is_stopped_first(folder: Path) -> None:
     orphan = postmaster(folder)
     os.close(killed._lock)  # what the kernel does when the process dies
     with embedded_postgres(folder, 10) as url, psycopg.connect(url):
-        assert not alive(orphan)
+        eventually(lambda: not alive(orphan), "it has ended")
 
 
 def test_an_error_inside_stops_it_too(folder: Path) -> None:
@@ -68,7 +69,7 @@ def test_an_error_inside_stops_it_too(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt), embedded_postgres(folder, 10):
         pid = postmaster(folder)
         raise KeyboardInterrupt
-    assert not alive(pid)
+    eventually(lambda: not alive(pid), "it has ended")
 
 
 def test_a_fork_does_not_stop_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +81,7 @@ def test_a_fork_does_not_stop_it(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         server.close()
     assert alive(pid)
     server.close()
-    assert not alive(pid)
+    eventually(lambda: not alive(pid), "it has ended")
 
 
 def test_a_set_up_that_was_cut_short_is_begun_anew(folder: Path) -> None:

@@ -119,7 +119,7 @@ async def test_a_connection_without_a_handshake_holds_a_place_and_only_for_its_t
 ) -> None:
     """Sockets that never finish their handshake must not get around ``max_connections``."""
     async with serving(make_app()[0], tls=tls, max_connections=3) as server:
-        timeouts = dataclasses.replace(server.service.timeouts, head=0.3)
+        timeouts = dataclasses.replace(server.service.timeouts, head=1.5)
         server.service.timeouts = timeouts
         silent = [await server.connect_plainly() for _ in range(3)]
         await until(lambda: len(server.service.open) == 3, "they hold their places")

@@ -24,7 +24,7 @@ from tests.support.pure import run
 from tests.support.redis import RedisServer
 from tests.test_redis import opened, until
 
-POLICY = Policy("client", 100, 1.0, 20)
+POLICY = Policy("client", 100, 1.0, 100)
 
 
 def test_what_gets_through_is_exact_whoever_asks(redis_server: RedisServer) -> None:
@@ -44,8 +44,8 @@ def test_what_gets_through_is_exact_whoever_asks(redis_server: RedisServer) -> N
             parts = [hammer(redis, begun + 0.5) for redis in (one, other) * 4]
             done = await asyncio.gather(*parts)
             passed = sum(part for part, _ in done)
-            most = 20 + 100 * (max(times) - begun)
-            least = 20 + 100 * (max(last for _, last in done) - min(times))
+            most = POLICY.burst + 100 * (max(times) - begun)
+            least = POLICY.burst + 100 * (max(last for _, last in done) - min(times))
             print(f"{passed} passed; from {least:.1f} to {most:.1f}")
             assert least - 2 <= passed <= most + 1
 
@@ -55,13 +55,14 @@ def test_what_gets_through_is_exact_whoever_asks(redis_server: RedisServer) -> N
 def test_an_account_is_gone_when_it_is_paid_off(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with opened(redis_server.url) as redis:
-            policy = Policy("client", 100, 1.0, 1)
+            policy = Policy("client", 1, 1.0, 1)
             assert await remote.charge(redis, policy, b"a") == policy.cost
             assert await remote.charge(redis, policy, b"a") > policy.tolerance
             (key,) = await redis.run(lambda client: client.keys("*"))
             assert key.startswith(b"fluxor-fast:rate:client ")
-            await asyncio.sleep(0.03)
-            assert await redis.run(lambda client: client.exists(key)) == 0
+            async with asyncio.timeout(5):
+                while await redis.run(lambda client: client.exists(key)):
+                    await asyncio.sleep(0.01)
             assert await remote.charge(redis, policy, b"a") == policy.cost
 
     run(scenario())
@@ -152,7 +153,7 @@ async def test_while_redis_is_away_each_instance_has_the_limit_for_itself(
         begun = time.monotonic()
         # what got through by Redis has been charged here too
         assert await passed(clients, 90) == 2 * 20 - 10
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 3
         redis_server.start()
         await until(lambda: all(one.ready for one in redis), 2)
         assert await passed(clients, 20) == 0  # by its own accounts: Redis has forgotten
@@ -161,7 +162,7 @@ async def test_while_redis_is_away_each_instance_has_the_limit_for_itself(
 @in_loop
 async def test_a_redis_that_goes_silent_holds_up_a_request_once(redis_server: RedisServer) -> None:
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(opened(redis_server.url, timeout=0.1))
+        redis = await stack.enter_async_context(opened(redis_server.url, timeout=1.0))
         app = Instances([redis], 100).apps[0]
         server = await stack.enter_async_context(serving(app))
         client = await server.connect()
@@ -177,7 +178,7 @@ async def test_a_redis_that_goes_silent_holds_up_a_request_once(redis_server: Re
                 await remote.charge(redis, POLICY, b"a")
         finally:
             redis_server.thaw()
-        slow = [one for one in took if one > 0.05]
+        slow = [one for one in took if one > 0.5]
         print(f"the longest {max(took) * 1000:.0f} ms, {len(slow)} of {len(took)} waited")
         assert len(slow) <= 1
-        assert max(took) < 0.3
+        assert max(took) < 3

@@ -65,10 +65,17 @@ def test_a_full_queue_refuses_and_forgets_nobody() -> None:
     async def main() -> None:
         passwords = Passwords(threads=1, queue=2)
         gate = threading.Event()
-        passwords._matches = lambda hashed, password: gate.wait(10)  # type: ignore[method-assign]
+        entered = threading.Event()
+
+        def matches(hashed: str, password: str) -> bool:
+            entered.set()
+            return gate.wait(10)
+
+        passwords._matches = matches  # type: ignore[method-assign]
         tasks = [asyncio.create_task(passwords.verify("x", "x")) for _ in range(3)]
         await asyncio.sleep(0)
         assert passwords.pending == 3
+        assert entered.wait(10)
         with pytest.raises(HTTPError) as caught:
             await passwords.verify("x", "x")
         assert (caught.value.status, caught.value.code) == (503, "HASHING_BUSY")

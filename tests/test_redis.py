@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -44,12 +45,15 @@ async def until(check: Callable[[], bool], seconds: float) -> float:
 
 
 async def away_at_once(redis: Redis, tries: int = 50) -> None:
-    """Assert that commands fail without waiting."""
-    started = time.perf_counter()
+    """Assert that commands fail without waiting; a timeout is a second at least."""
+    took = []
     for _ in range(tries):
+        started = time.perf_counter()
         with pytest.raises(RedisAway):
             await redis.run(lambda client: client.get("key"))
-    assert (time.perf_counter() - started) / tries < 0.001
+        took.append(time.perf_counter() - started)
+    assert statistics.median(took) < 0.001
+    assert max(took) < 0.75
 
 
 def test_a_command_is_answered(redis_server: RedisServer) -> None:
@@ -131,7 +135,7 @@ def test_a_crash_fails_those_on_it_and_no_other_waits(redis_server: RedisServer)
 
 def test_a_frozen_server_holds_the_first_for_the_timeout_only(redis_server: RedisServer) -> None:
     async def scenario() -> None:
-        async with opened(redis_server.url, timeout=0.1) as redis:
+        async with opened(redis_server.url, timeout=1.0) as redis:
             redis_server.freeze()
             started = time.monotonic()
             first = await asyncio.gather(
@@ -139,7 +143,7 @@ def test_a_frozen_server_holds_the_first_for_the_timeout_only(redis_server: Redi
                 return_exceptions=True,
             )
             assert all(isinstance(each, RedisAway) for each in first)
-            assert time.monotonic() - started < 0.1 + 0.2
+            assert time.monotonic() - started < 1.0 + 1.0
             await away_at_once(redis)
             await asyncio.sleep(0.7)  # a look has ended too
             await away_at_once(redis)

@@ -579,7 +579,7 @@ def test_redis_is_one_of_the_parts_where_there_is_one(
 ) -> None:
     async def main() -> None:
         service = Service(database_url)
-        redis = RedisSettings.model_validate({"url": redis_server.url})
+        redis = RedisSettings.model_validate({"url": redis_server.url, "timeout": 5})
         service.app.settings = service.app.settings.model_copy(update={"redis": redis})
         await service.app.start()
         try:

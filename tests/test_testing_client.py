@@ -421,6 +421,8 @@ def test_a_body_may_be_sent_in_pieces_to_who_reads_it_so() -> None:
 
 # what hangs
 
+BRIEF = httpx.Timeout(5, read=0.3)
+
 
 def test_a_handler_that_waits_for_ever_fails_with_its_stack() -> None:
     app = App()
@@ -433,7 +435,7 @@ def test_a_handler_that_waits_for_ever_fails_with_its_stack() -> None:
         TestClient(app, settings={"server.graceful_timeout": 0}) as client,
         pytest.raises(httpx.ReadTimeout) as caught,
     ):
-        client.get("/", timeout=0.05)
+        client.get("/", timeout=BRIEF)
     assert "no answer in time" in str(caught.value)
     assert "await asyncio.Event().wait()" in str(caught.value)
     assert "keep_sweeping" not in str(caught.value)  # that is ours
@@ -452,7 +454,7 @@ def test_a_handler_that_hangs_fails_with_its_stack(blocking: bool, told: str) ->
 
     with TestClient(app) as client:
         with pytest.raises(httpx.ReadTimeout, match=told) as caught:
-            client.get("/", timeout=0.05)
+            client.get("/", timeout=BRIEF)
         assert "release.wait(10)" in str(caught.value)
         release.set()
 
@@ -470,7 +472,8 @@ def test_a_startup_hook_that_hangs_fails_and_shows_where(path: str) -> None:
 
     settings = {"server.boot_timeout": 0.05}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fluxor_fast.testing.threaded.MARGIN", 0.05)
+        if path == "/block":
+            patch.setattr("fluxor_fast.testing.threaded.MARGIN", 0.3)
         with pytest.raises(TimeoutError) as caught, TestClient(app, settings=settings):
             raise AssertionError("it must not get here")
     release.set()
@@ -491,7 +494,7 @@ def test_an_application_that_does_not_stop_fails_and_shows_where() -> None:
         release.wait(10)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fluxor_fast.testing.threaded.MARGIN", 0.05)
+        patch.setattr("fluxor_fast.testing.threaded.MARGIN", 0.3)
         patch.setattr("fluxor_fast.testing.threaded.STOP_SECONDS", 0.0)
         limits = {"server.graceful_timeout": 0}
         client = TestClient(app, settings=limits)
@@ -514,7 +517,7 @@ def test_a_process_ends_though_a_blocking_handler_never_does(tmp_path: Path) -> 
         "app.get('/', blocking=True)(lambda request: threading.Event().wait())\n"
         "try:\n"
         "    with TestClient(app, settings={'server.graceful_timeout': 0}) as client:\n"
-        "        client.get('/', timeout=0.05)\n"
+        "        client.get('/', timeout=httpx.Timeout(5, read=0.3))\n"
         "except httpx.ReadTimeout:\n"
         "    print('told')\n"
     )
@@ -565,7 +568,7 @@ async def test_a_coroutine_that_waits_for_ever_fails_with_its_stack() -> None:
 
     async with AsyncClient(app, settings={"server.graceful_timeout": 0}) as client:
         with pytest.raises(httpx.ReadTimeout, match=r"await asyncio.Event\(\).wait\(\)"):
-            await client.get("/", timeout=0.05)
+            await client.get("/", timeout=BRIEF)
 
 
 @in_loop

@@ -44,7 +44,7 @@ def test_what_does_not_end_is_cancelled(thread: LoopThread) -> None:
             cancelled.set()
 
     with pytest.raises(NoAnswer):
-        thread.call(waits(), 0.01)
+        thread.call(waits(), 0.5)
     assert cancelled.wait(5)
 
 

@@ -46,7 +46,7 @@ class Held:
 
 def held(port: int, root: int) -> Held:
     """Look at the instance that listens on ``port``, whose first process is ``root``."""
-    gauges = harness.gauges(port)
+    gauges = harness.gauges(port, timeout=10)
     pids = harness.process_tree(root)
     memory = harness.memory_of(pids)
     return Held(
@@ -80,7 +80,7 @@ def at_rest(port: int, root: int, seconds: float = 10.0) -> Held:
 
 def flow(port: int) -> dict[str, int]:
     """Return the counters of requests by what became of them, and of answers by class."""
-    found = harness.gauges(port)
+    found = harness.gauges(port, timeout=10)
     stages = ("offered", "accepted", "completed", "aborted", "lost")
     counts = {stage: int(found[f'http_requests_flow_total{{stage="{stage}"}}']) for stage in stages}
     counts["shed"] = sum(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 from tests.support.server import Client, LiveServer
 
 QUEUED, NEW = 40, 160
@@ -14,11 +17,14 @@ def test_a_health_check_behind_many_new_connections_does_not_wait_a_turn_for_eac
         busy = [Client(server.port) for _ in range(QUEUED)]
         for client in busy:
             client.request("/")  # it is accepted
+        (worker,) = server.workers
+        os.kill(worker, signal.SIGSTOP)  # it finds them all at once
         for client in busy:
             client.send("/busy")
         crowd = [Client(server.port) for _ in range(NEW)]
         probe = Client(server.port)
         probe.send("/turn")
+        os.kill(worker, signal.SIGCONT)
         turn = probe.read().json["turn"]
         last = max(client.read().json["turn"] for client in busy)
         for client in [*busy, *crowd, probe]:

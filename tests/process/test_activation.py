@@ -127,15 +127,15 @@ def sockets(tmp_path: Path) -> Iterator[dict[str, socket.socket]]:
 
 
 def test_a_whole_life_is_told(tmp_path: Path) -> None:
-    with Unit(tmp_path, watchdog=0.6) as unit:
+    with Unit(tmp_path, watchdog=2.0) as unit:
         unit.hears("READY=1")
         tells(unit, "on http://127.0.0.1:")
-        eventually(lambda: unit.lines().count("WATCHDOG=1") >= 6, "the watchdog is fed")
+        eventually(lambda: unit.lines().count("WATCHDOG=1") >= 3, "the watchdog is fed")
         fed = [when for when, message in unit.heard if message == "WATCHDOG=1"]
-        assert max(b - a for a, b in pairwise(fed)) < 0.6
+        assert max(b - a for a, b in pairwise(fed)) < 2.0
         assert any(line.startswith("STATUS=") for line in unit.lines())
         assert unit.stop() == 0
-        assert "STOPPING=1" in unit.lines()
+        unit.hears("STOPPING=1")
         order = [line for line in unit.lines() if line in ("READY=1", "STOPPING=1")]
         assert order == ["READY=1", "STOPPING=1"]
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from fluxor_fast.ctl import ctl
 from fluxor_fast.errors import FluxorError
+from tests.process.test_reload import PATIENT
 from tests.support.server import Client, LiveServer, ended, eventually, get, tells
 from tests.support.steady import Steady
 
@@ -77,7 +78,7 @@ def code(result: Result) -> int:
 def serving(folder: Path, *flags: str, app: str = "site_app:app") -> Iterator[Instance]:
     (folder / "site_app.py").write_text(SITE.format(version=1))
     how = {} if app != "site_app:app" else {"cwd": folder}
-    flags = (f"--control={folder}/ctl.sock", "--graceful-timeout=3", "--queue-target=0", *flags)
+    flags = (f"--control={folder}/ctl.sock", "--graceful-timeout=3", *PATIENT, *flags)
     env = {"PYTHONDONTWRITEBYTECODE": "1"}
     with Instance(app, *flags, env=env, **how) as server:  # type: ignore[arg-type]
         server.socket = folder / "ctl.sock"
@@ -206,7 +207,7 @@ def test_a_drain_answers_what_is_in_the_system_and_waits_until_it_has_left(tmp_p
         eventually(lambda: all(ended(pid) for pid in workers), "its workers have left")
         server.failed("status", exit_code=5)
     with serving(tmp_path, "--workers=1", app="held:app") as server, Client(server.port) as client:
-        client.send("/hold?0.5")
+        client.send("/hold?1.5")
         eventually(lambda: server.status["totals"]["ccu"] == 1, "it is held")
         assert "has left" in server.done("drain")
         assert client.read().status == 200

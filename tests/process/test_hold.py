@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.test_limit import close, drain_gate, flood, refused
+from tests.process.test_limit import close, drain_gate, flood, refused, shown
 from tests.support.server import LiveServer, eventually, get
 
 USERS = 6000
@@ -32,8 +32,8 @@ def test_six_thousand_at_once(target: str, held: int, queued: int, tmp_path: Pat
         try:
             answered = refused(clients, USERS - held)
             assert len(answered) == USERS - held
-            now = get(server.port, "/figures").json
-            assert (now["ccu"], now["running"], now["queued"]) == (held, 335, queued)
+            # a worker that wants more announces a slot for a moment, and takes it back
+            now = eventually(lambda: shown(server.port, held, 335, queued), "held, and by 335")
             assert now["shed"]["capacity"] == USERS - held == sum(now["shed"].values())
             turned_away = set(answered)
             kept = [client for client in clients if client not in turned_away]

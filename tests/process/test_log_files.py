@@ -16,6 +16,10 @@ def paths(text: str) -> list[str]:
     return [json.loads(line).get("path") for line in text.splitlines()]
 
 
+def has_open(pid: int, file: Path) -> bool:
+    return str(file) in [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+
+
 def test_a_rotated_file_is_left_at_usr1_and_no_line_is_lost(tmp_path: Path) -> None:
     file, rotated = tmp_path / "log", tmp_path / "log.1"
     flags = ("--workers=2", "--access-log", "--log-format=json", f"--log-file={file}")
@@ -26,7 +30,9 @@ def test_a_rotated_file_is_left_at_usr1_and_no_line_is_lost(tmp_path: Path) -> N
         file.rename(rotated)
         for pid in server.workers:
             os.kill(pid, signal.SIGUSR1)
-        eventually(file.exists, "the file is opened anew")
+        eventually(
+            lambda: all(has_open(pid, file) for pid in server.workers), "the file is opened anew"
+        )
         for _ in range(10):
             client.request("/teapot")
         server.signal(signal.SIGTERM)

@@ -42,7 +42,7 @@ def system(tmp_path: Path, port: int) -> Iterator[Booted]:
     # an interpreter in a home folder is closed to the service's user, who is no one of ours
     folders = f"{ROOT} {sys.prefix} {sys.base_prefix} {os.path.realpath(sys.executable)}"
     (units / "fx.service.d" / "here.conf").write_text(
-        f"[Service]\nProtectHome=tmpfs\nBindReadOnlyPaths={folders}\nWatchdogSec=2\n"
+        f"[Service]\nProtectHome=tmpfs\nBindReadOnlyPaths={folders}\nWatchdogSec=5\n"
         "Environment=PYTHONDONTWRITEBYTECODE=1\n"
     )
     (units / "fx.socket").write_text(f"[Socket]\nListenStream=127.0.0.1:{port}\n")

@@ -32,6 +32,10 @@ EXACT = (f"--max-ccu={LIMIT}", "--utilization=100", f"--slots={LIMIT}", "--max-c
          "--refusal-pause=0", "--queue-target=0")  # fmt: skip
 
 
+# nobody is refused because the machine stood still
+PATIENT = ("--queue-target=0", "--queue-deadline=60")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "site_app.py").write_text(APP.format(version=1))
@@ -41,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(folder: Path, *flags: str) -> Iterator[LiveServer]:
-    flags = ("--config=site.yaml", "--graceful-timeout=4", "--queue-target=0", *flags)
+    flags = ("--config=site.yaml", "--graceful-timeout=4", *PATIENT, *flags)
     # else a version of the same second and size would be taken from its compiled form
     env = {"PYTHONDONTWRITEBYTECODE": "1"}
     with LiveServer("site_app:app", *flags, cwd=folder, env=env) as server:
@@ -223,7 +227,7 @@ def test_at_a_stop_readiness_goes_first_and_all_is_served_for_the_delay(tmp_path
     file = tmp_path / "inside"
     file.write_bytes(struct.pack("qq", 0, 0))
     env = {"INSIDE_FILE": str(file)}
-    with LiveServer("inside:app", "--workers=2", "--drain-delay=1", env=env) as server:
+    with LiveServer("inside:app", "--workers=2", "--drain-delay=2", env=env) as server:
         assert get(server.port, "/ready").status == 200
         begun = time.monotonic()
         server.signal(signal.SIGTERM)
@@ -231,19 +235,19 @@ def test_at_a_stop_readiness_goes_first_and_all_is_served_for_the_delay(tmp_path
         assert get(server.port, "/").status == 200
         assert "connection" not in get(server.port, "/").headers
         assert server.wait() == 0
-        assert time.monotonic() - begun >= 1
+        assert time.monotonic() - begun >= 2
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", server.port))
 
 
 def test_clients_that_are_busy_meet_no_closed_connection_at_a_stop(folder: Path) -> None:
     with serving(folder, "--workers=2") as server:
-        clients = Steady(server.port, 8, pause=0.05)
+        clients = Steady(server.port, 8, pause=0.05, once=True)
         with clients:
             eventually(lambda: clients.answered > 50, "busy")
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
-        assert [failure for failure in clients.failures if "connecting" not in failure] == []
+        assert clients.failures == []
         assert clients.closes == 8
 
 

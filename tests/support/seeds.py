@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 SEED = int(os.environ.get("TEST_SEED", "1729"))
 
@@ -19,9 +19,20 @@ def seeded(name: str) -> random.Random:
     return random.Random(f"{SEED} {name}")
 
 
+# no examples of other runs; and a machine that stands still for a moment is no slow test
+TESTS = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("tests", TESTS)
+settings.load_profile("tests")
+
+
 def examples(count: int) -> settings:
     """Return Hypothesis settings that try the same ``count`` examples in every run."""
-    return settings(max_examples=count, derandomize=True, database=None, deadline=None)
+    return settings(TESTS, max_examples=count)
 
 
 def cut(data: bytes, rng: random.Random, pieces: int | None = None) -> list[bytes]:

@@ -225,7 +225,8 @@ class LiveServer:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 for pid in [*self.workers, self.process.pid]:
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 self.process.wait(5)
         self._reader.join(5)
         assert self.process.stderr is not None

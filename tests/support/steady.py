@@ -20,6 +20,7 @@ class Steady:
     :param pause: seconds between two requests of a client.
     :param fresh: have a new connection for each request.
     :param refusals: whether a 503 is an answer like others.
+    :param once: have a client leave when its connection has been closed in order.
     """
 
     def __init__(
@@ -31,12 +32,13 @@ class Steady:
         pause: float = 0.0,
         fresh: bool = False,
         refusals: bool = False,
+        once: bool = False,
     ) -> None:
         self.statuses = Counter[int]()
         self.closes = 0
         self.failures: list[str] = []
         self._port, self._target, self._pause = port, target, pause
-        self._fresh, self._refusals = fresh, refusals
+        self._fresh, self._refusals, self._once = fresh, refusals, once
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
@@ -69,6 +71,8 @@ class Steady:
                             # it must have no second answer, and end in order
                             doing = "being closed"
                             assert client.file.read() == b""
+                            if self._once:
+                                return
                             break
                         if self._fresh:
                             break

@@ -333,6 +333,8 @@ class Arbiter:
         self._replacing.cancel()
         self._vacancies.due.clear()
         self._close_at = min(self._close_at, now + delay)
+        # before a worker hears of it: who connects then is refused at once, not reset later
+        self._close_if_due(now)
         self._crew.stop(now + delay + seconds, gently=gently)
 
     # the loop's work
@@ -400,9 +402,7 @@ class Arbiter:
         """Start what is due, end what hangs, notice what has become ready."""
         now = time.monotonic()
         self._notifier.tick(now, self._status)
-        if now >= self._close_at:
-            self._close_at = inf
-            self._close_listeners()
+        self._close_if_due(now)
         self._crew.end_overdue(now)
         follow(self._memory.level[0])
         if self._stopping:
@@ -498,6 +498,11 @@ class Arbiter:
         self._memory.limit[0] = 0  # none adapted to: workers go by the static one
         if server.adaptive:
             self._adapting = Adapting(server, self._memory, time.monotonic())
+
+    def _close_if_due(self, now: float) -> None:
+        if now >= self._close_at:
+            self._close_at = inf
+            self._close_listeners()
 
     def _close_listeners(self) -> None:
         if self._socket_file is not None:

@@ -83,6 +83,8 @@ _ARBITERS, _ROUTES, _GENERATIONS = (1 << 16) + 0, (1 << 16) + 1, (1 << 16) + 2
 
 LOOK_SECONDS: Final = 0.25
 """How often the arbiter looks when it adapts the limit; the histogram must be fresh by then."""
+FOLD_SECONDS: Final = 0.25
+"""How long a fold is waited for: it takes microseconds, or the arbiter died in it."""
 ROUTES: Final = 64
 """Most routes with a limit of their own."""
 CLIENTS: Final = 8192
@@ -288,7 +290,7 @@ class SharedMemory:
     def totals(self) -> list[int]:
         """Return the sum of all regions and the base, by ``Word``; gauges are summed too."""
         words, base = self._words, self._base
-        patience = time.monotonic() + 0.25
+        patience = time.monotonic() + FOLD_SECONDS
         while True:
             before = words[_FOLD]
             total = words[base : base + REGION].tolist()

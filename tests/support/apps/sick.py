@@ -61,5 +61,5 @@ def grow(request: Request) -> dict[str, int]:
 @app.get("/orphan", blocking=True)
 def orphan(request: Request) -> dict[str, int]:
     """Start a process whose parent is gone when it ends."""
-    done = subprocess.run(["sh", "-c", "sleep 0.3 >/dev/null & echo $!"], stdout=subprocess.PIPE)
+    done = subprocess.run(["sh", "-c", "sleep 2 >/dev/null & echo $!"], stdout=subprocess.PIPE)
     return {"pid": int(done.stdout)}
