@@ -422,7 +422,9 @@ def test_a_loop_that_is_late_is_not_a_slow_statement(database_url: str) -> None:
                 task = asyncio.create_task(database.fetch_one(ECHO, n))
                 await asyncio.sleep(0)
                 assert len(lane) == 1
-                select.select([lane._fd], [], [], 10)
+                answered = select.poll()
+                answered.register(lane._fd, select.POLLIN)
+                assert answered.poll(10_000)
                 time.sleep(3 * SLOW)  # the loop is busy; the answer lies there
                 assert await task == {"n": n}
                 assert form[0] in database._lanes._quick
