@@ -11,11 +11,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
 from fluxor_fast.db.embedded import EmbeddedPostgres
-from tests.support import seeds as seeds  # what Hypothesis does by default
 from tests.support.redis import RedisServer, program
+from tests.support.seeds import TESTS
+
+settings.register_profile("tests", TESTS)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ def test_a_machine_that_computes_for_too_long_is_not_waited_for(
         async with machines(redis_server, 2, first_hangs) as made:
             hanging = asyncio.create_task(made[0].row(1))
             await until(lambda: bool(begun))
-            async with asyncio.timeout(4):  # a lease is 5
+            async with asyncio.timeout(1):
                 assert await made[1].row(1) == 1
             gate.set()
             assert await hanging == 1
@@ -173,7 +173,7 @@ def test_a_computation_that_fails_or_is_given_up_keeps_nobody_waiting(
                     await made[0].row(1)
             started = time.monotonic()
             assert await made[1].row(1) == 3
-            assert time.monotonic() - started < 3  # well below the time of a lease
+            assert time.monotonic() - started < 0.3  # well below the time of a lease
 
     run(scenario())
 
@@ -193,7 +193,7 @@ def test_what_is_forgotten_on_one_machine_is_so_on_all(redis_server: RedisServer
             assert await made[0].row(1) == "new"  # here at once
             for machine in made[1:]:
                 took = await until(lambda m=machine: m.cache._memory.get("row:1") is None)  # type: ignore[misc]
-                assert took < 2
+                assert took < 0.5
                 assert await machine.row(1) == "new"
 
     run(scenario())
@@ -240,7 +240,7 @@ def test_without_redis_values_come_from_the_function(redis_server: RedisServer) 
                 for number in range(2, 22):
                     assert await machine.row(number) == {"id": number}
                     assert await machine.row(number) == {"id": number}
-                assert time.monotonic() - started < 3 * SHORT  # and not 40
+                assert time.monotonic() - started < 2 * SHORT  # and not 40
                 assert machine.computed - before == 20  # its own memory is there still
             redis_server.start()
             took = await until(lambda: all(machine.hears for machine in made))
@@ -262,7 +262,7 @@ def test_a_frozen_redis_holds_nobody_for_long(redis_server: RedisServer) -> None
             started = time.monotonic()
             for number in range(50, 100):
                 await machine.row(number)
-            assert time.monotonic() - started < 3 * SHORT  # and not 50
+            assert time.monotonic() - started < SHORT  # and not 50
             await until(lambda: not machine.hears)
             redis_server.thaw()
             assert await until(lambda: machine.hears) < BACK_SECONDS
@@ -310,7 +310,7 @@ def test_what_could_not_be_deleted_is_before_redis_is_used_again(
             await until(lambda: all(machine.hears for machine in made))
             assert [await made[0].row(number) for number in rows] == list(rows.values())
             # the other one may be back a moment sooner, and hears of it then
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(BACK_SECONDS):
                 while [await made[1].row(number) for number in rows] != list(rows.values()):
                     await asyncio.sleep(0.01)
 
@@ -369,7 +369,7 @@ def test_a_deletion_that_is_cancelled_is_made_up_for(redis_server: RedisServer) 
             task.cancel()
             await asyncio.wait([task])
             redis_server.thaw()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(BACK_SECONDS):
                 while [await machine.row(1) for machine in made] != ["new", "new"]:
                     await asyncio.sleep(0.01)
 

@@ -297,7 +297,7 @@ def test_one_that_is_cancelled_gives_the_lock_back(url: str, tmp_path: Path) -> 
                 await asyncio.wait_for(migrate(connection, found, patience=1.0), 0.3)
             again = [Migration(1, "0001_a.sql", b"create table a ()")]
             async with await connected(url) as another:
-                assert await migrate(another, again, patience=10.0)
+                assert await migrate(another, again, patience=1.0)
 
     run(main())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -45,15 +44,12 @@ async def until(check: Callable[[], bool], seconds: float) -> float:
 
 
 async def away_at_once(redis: Redis, tries: int = 50) -> None:
-    """Assert that commands fail without waiting; a timeout is a second at least."""
-    took = []
+    """Assert that commands fail without waiting."""
+    started = time.perf_counter()
     for _ in range(tries):
-        started = time.perf_counter()
         with pytest.raises(RedisAway):
             await redis.run(lambda client: client.get("key"))
-        took.append(time.perf_counter() - started)
-    assert statistics.median(took) < 0.001
-    assert max(took) < 0.75
+    assert (time.perf_counter() - started) / tries < 0.001
 
 
 def test_a_command_is_answered(redis_server: RedisServer) -> None:

@@ -127,12 +127,12 @@ def sockets(tmp_path: Path) -> Iterator[dict[str, socket.socket]]:
 
 
 def test_a_whole_life_is_told(tmp_path: Path) -> None:
-    with Unit(tmp_path, watchdog=2.0) as unit:
+    with Unit(tmp_path, watchdog=1.2) as unit:
         unit.hears("READY=1")
         tells(unit, "on http://127.0.0.1:")
-        eventually(lambda: unit.lines().count("WATCHDOG=1") >= 3, "the watchdog is fed")
+        eventually(lambda: unit.lines().count("WATCHDOG=1") >= 6, "the watchdog is fed")
         fed = [when for when, message in unit.heard if message == "WATCHDOG=1"]
-        assert max(b - a for a, b in pairwise(fed)) < 2.0
+        assert max(b - a for a, b in pairwise(fed)) < 1.2
         assert any(line.startswith("STATUS=") for line in unit.lines())
         assert unit.stop() == 0
         unit.hears("STOPPING=1")

@@ -144,7 +144,7 @@ def test_with_redis_one_reading_is_for_two_instances(rows: Path, redis_server: R
         def told() -> bool:
             return {client.request("/row/1").json["text"] for client in there} == {"new"}
 
-        eventually(told, "the other instance is told", 2)
+        eventually(told, "the other instance is told", 0.5)
 
         redis_server.stop()
         for number, client in enumerate(clients * 5):

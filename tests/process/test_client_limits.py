@@ -71,18 +71,15 @@ def test_slow_heads_end_together_and_others_are_served_meanwhile() -> None:
         slow = [Client(server.port) for _ in range(600)]
         for client in slow:
             client.socket.sendall(b"GET /who HTTP/1.1\r\nHost: ")
-        took = []
+        longest = 0.0
         with Client(server.port) as other:
-            until = time.monotonic() + 20
+            until = time.monotonic() + 10
             while other.request("/figures").json["connections"] > 1:
                 begin = time.monotonic()
                 assert other.request("/who").status == 200
-                took.append(time.monotonic() - begin)
+                longest = max(longest, time.monotonic() - begin)
                 assert time.monotonic() < until, "they did not end"
         assert {client.read().status for client in slow} == {408}
-        *_, third, _, longest = sorted(took)
-        print(f"longest answer meanwhile: {longest * 1000:.1f} ms, the third {third * 1000:.1f}")
-        # a machine may stand still once
-        assert third < 0.5
-        assert longest < 2
+        print(f"longest answer meanwhile: {longest * 1000:.1f} ms")
+        assert longest < 0.5
         close(slow)

@@ -30,11 +30,8 @@ def test_slow_heads_bodies_and_readers_are_ended_and_others_are_served_meanwhile
                 assert len(took) < 2000, ended
                 time.sleep(0.005)
         assert ended == {("head", "408"): EACH, ("body", "408"): EACH, ("read", "aborted"): EACH}
-        *_, third, _, worst = sorted(took)
-        print(f"{len(took)} health checks, the longest {worst * 1000:.1f}, {third * 1000:.1f} ms")
-        # a machine may stand still once; under quiet: see docs/THREAT_MODEL.md
-        assert third < 0.5
-        assert worst < 2
+        print(f"{len(took)} health checks, the worst took {max(took) * 1000:.1f} ms")
+        assert max(took) < 0.5  # under quiet: see docs/THREAT_MODEL.md
         assert at_rest(server.port, server.process.pid).places == before.places
 
 

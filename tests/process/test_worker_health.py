@@ -64,12 +64,12 @@ def test_a_blocked_loop_is_found_told_and_replaced_and_the_other_worker_does_not
         took = time.monotonic() - started
         tells(server, f"(pid {victim}) had a silent event loop")
         assert re.search(
-            rf"worker \d \(pid {victim}\) had a silent event loop for [12]\.\d s", server.log
+            rf"worker \d \(pid {victim}\) had a silent event loop for 1\.\d s", server.log
         )
         tells(server, f"in {path[1:]}")  # where it hung
         assert 1.0 < took < 4.0
         # the machine is shared with other tests: what a blocked loop would cost is a second
-        assert during < max(10 * before, 0.5), (before, during)
+        assert during < max(10 * before, 0.1), (before, during)
         eventually(lambda: get(server.port, "/who").status == 200, "serving")
         for client in clients.values():
             client.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 SEED = int(os.environ.get("TEST_SEED", "1729"))
 
@@ -19,15 +19,8 @@ def seeded(name: str) -> random.Random:
     return random.Random(f"{SEED} {name}")
 
 
-# no examples of other runs; and a machine that stands still for a moment is no slow test
-TESTS = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.register_profile("tests", TESTS)
-settings.load_profile("tests")
+TESTS = settings(derandomize=True, database=None, deadline=None)
+"""What Hypothesis does where a test says nothing else; a machine may stand still for a moment."""
 
 
 def examples(count: int) -> settings:
